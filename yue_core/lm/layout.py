@@ -1,0 +1,53 @@
+"""The engine's final weight layout: fused q/k/v, fused gate/up, a head cut to the ids in use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from yue_core.lm.config import LMConfig
+
+
+@dataclass
+class Matrix:
+    """A linear map [N, K]; with `scale` [N] the weight is int8 and row n stands for `weight[n] * scale[n]`."""
+
+    weight: Tensor  # [N, K]
+    scale: Tensor | None = None  # [N], in the compute dtype
+
+
+@dataclass
+class Layer:
+    """One decoder layer."""
+
+    input_norm: Tensor  # [H]
+    qkv: Matrix  # [qkv_size, H]: all query heads, then key heads, then value heads
+    out: Matrix  # [H, H]
+    post_norm: Tensor  # [H]
+    gate_up: Matrix  # [2 I, H]: gate rows, then up rows
+    down: Matrix  # [H, I]
+
+
+@dataclass
+class LMWeights:
+    """All tensors of one language model, on one device, in one dtype."""
+
+    config: LMConfig
+    embedding: Tensor  # [V, H]
+    layers: list[Layer]
+    norm: Tensor  # [H]
+    head: Tensor  # [N, H]: the rows of `drawable`, in that order; never quantised
+    drawable: Tensor  # [N] int64: the ids that a step may draw from
+    rest: Tensor | None  # [V - N, H]: all other head rows, only for the full-vocabulary normaliser
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights live."""
+        return self.embedding.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The compute dtype."""
+        return self.embedding.dtype
