@@ -9,6 +9,8 @@ from torch import Tensor
 
 from yue_core.lm.config import LMConfig
 
+INT8_LIMIT = 127  # symmetric: -128 stays unused
+
 
 @dataclass
 class Matrix:
@@ -51,3 +53,15 @@ class LMWeights:
     def dtype(self) -> torch.dtype:
         """The compute dtype."""
         return self.embedding.dtype
+
+
+def quantise_int8(weight: Tensor) -> Matrix:
+    """Quantise `weight` [N, K] to int8, symmetric, one scale per output row (facts: performance 4.1).
+
+    The scale is rounded to the weight's dtype first, so that the stored pair is the nearest there is: no entry is
+    off by more than half a scale, but for the row's largest, which the rounded scale may put just out of reach.
+    """
+    scale = (weight.float().abs().amax(dim=1) / INT8_LIMIT).to(weight.dtype)
+    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+    steps = torch.round(weight.float() / scale.float()[:, None]).clamp_(-INT8_LIMIT, INT8_LIMIT)
+    return Matrix(steps.to(torch.int8), scale)
