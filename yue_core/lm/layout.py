@@ -14,7 +14,7 @@ INT8_LIMIT = 127  # symmetric: -128 stays unused
 
 @dataclass
 class Matrix:
-    """A linear map [N, K]; with `scale` [N] the weight is int8 and row n stands for `weight[n] * scale[n]`."""
+    """A linear map [N, K]; with `scale` the weight is int8 and row n stands for `weight[n] * scale[n]`."""
 
     weight: Tensor  # [N, K]
     scale: Tensor | None = None  # [N], in the compute dtype
@@ -58,8 +58,8 @@ class LMWeights:
 def quantise_int8(weight: Tensor) -> Matrix:
     """Quantise `weight` [N, K] to int8, symmetric, one scale per output row (facts: performance 4.1).
 
-    The scale is rounded to the weight's dtype first, so that the stored pair is the nearest there is: no entry is
-    off by more than half a scale, but for the row's largest, which the rounded scale may put just out of reach.
+    The scale is rounded to the weight's dtype before it divides, so that an entry is off by half a scale at
+    most; only a row's largest may be out of reach of a scale that was rounded down.
     """
     scale = (weight.float().abs().amax(dim=1) / INT8_LIMIT).to(weight.dtype)
     scale = torch.where(scale == 0, torch.ones_like(scale), scale)
