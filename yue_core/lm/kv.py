@@ -1,0 +1,82 @@
+"""Keys and values of rows of unequal length, side by side in one preallocated pool."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from yue_core.lm.config import LMConfig
+
+
+@dataclass(frozen=True)
+class Run:
+    """Consecutive rows of equal capacity and length, which attention takes as one batch."""
+
+    first: int  # index into the caller's list of rows
+    count: int
+    base: int  # slot of the first row's first token
+    capacity: int
+    length: int
+
+
+class KVPool:
+    """A flat pool of slots; row r owns `capacity[r]` slots from `base[r]` on, `length[r]` of them filled.
+
+    The row table is kept twice: on the host, for the plain path, and on the device, for captured graphs.
+    """
+
+    def __init__(self, config: LMConfig, capacity: Sequence[int], device: torch.device, dtype: torch.dtype) -> None:
+        shape = (config.num_layers, sum(capacity), config.num_kv_heads, config.head_dim)
+        self.keys = torch.empty(shape, device=device, dtype=dtype)  # [L, S, kv heads, D]
+        self.values = torch.empty_like(self.keys)
+        self.capacity = list(capacity)
+        self.base = [0, *accumulate(capacity)][:-1]
+        self.length = [0] * len(capacity)
+        self.device_base = torch.tensor(self.base, device=device, dtype=torch.int32)  # [R]
+        self.device_length = torch.zeros_like(self.device_base)  # [R]
+
+    @staticmethod
+    def bytes_per_token(config: LMConfig, dtype: torch.dtype) -> int:
+        """Memory of one slot."""
+        return 2 * config.num_layers * config.kv_size * dtype.itemsize
+
+    def cut(self, row: int, length: int) -> None:
+        """Forget all but the first `length` tokens of a row."""
+        self.length[row] = length
+        self.device_length[row] = length
+
+    def grow(self, rows: Sequence[int], count: int) -> None:
+        """Record on the host that `count` tokens were appended to each row."""
+        for row in rows:
+            self.length[row] += count
+            if self.length[row] > self.capacity[row]:
+                raise IndexError(f"row {row} holds {self.capacity[row]} tokens, not {self.length[row]}")
+
+    def copy(self, source: int, target: int) -> None:
+        """Give `target` the tokens of `source`."""
+        length, a, b = self.length[source], self.base[source], self.base[target]
+        self.keys[:, b : b + length] = self.keys[:, a : a + length]
+        self.values[:, b : b + length] = self.values[:, a : a + length]
+        self.cut(target, length)
+
+    def runs(self, rows: Sequence[int]) -> Iterator[Run]:
+        """Split `rows` into runs; the lengths are those before the current tokens."""
+        first = 0
+        for i in range(1, len(rows) + 1):
+            a, b = rows[first], rows[i] if i < len(rows) else -1
+            together = b == a + i - first and self.capacity[a] == self.capacity[b]
+            if not (together and self.length[a] == self.length[b]):
+                yield Run(first, i - first, self.base[a], self.capacity[a], self.length[a])
+                first = i
+
+    def window(self, cache: Tensor, run: Run, length: int) -> Tensor:
+        """The first `length` slots of a run's rows in one layer's `cache` [S, kv heads, D], as a view.
+
+        Returns [count, length, kv heads, D].
+        """
+        slots = cache[run.base : run.base + run.count * run.capacity]
+        return slots.view(run.count, run.capacity, *cache.shape[1:])[:, :length]

@@ -1,0 +1,239 @@
+"""Stage 1: the semantic language model writes two interleaved tracks of codebook-0 codes, section by section."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from yue_core.lm.kv import KVPool
+from yue_core.lm.layout import LMWeights
+from yue_core.lm.sampler import Knobs, draw, noise, process
+from yue_core.lm.transformer import forward, logits, normaliser, prefill
+from yue_core.progress import Progress
+from yue_core.song import TOKENS_PER_FRAME, Codes, Sampling, SectionSpan, SongTokens
+from yue_core.text.prompt import Prompt, fit_context
+from yue_core.text.vocabulary import Vocabulary
+
+FIRST_GUIDANCE, LATER_GUIDANCE = 1.5, 1.2  # upstream's scales for the first section and the others
+MAX_NEW_TOKENS = 6000  # per section: one minute
+
+Draw = Callable[[Tensor, Tensor], Tensor]  # scores [B, N], uniforms [B] -> indices [B]
+
+
+@dataclass
+class Take:
+    """One song being written; it has as many sections as `audio` has places, and the prompt may hold more."""
+
+    prompt: Prompt
+    sampling: Sampling
+    seed: int
+    variation: int
+    audio: list[list[int] | None]  # per section its ids with the closing end-of-audio, None until written
+    truncated: list[bool]  # per section: its budget ran out
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def section(self) -> int | None:
+        """The section to write next, None when the song is complete."""
+        return next((i for i, ids in enumerate(self.audio) if ids is None), None)
+
+    def guidance(self, section: int) -> float:
+        """Guidance scale of one section."""
+        default = FIRST_GUIDANCE if section == 0 else LATER_GUIDANCE
+        return default if self.sampling.guidance_scale is None else self.sampling.guidance_scale
+
+    def context(self, section: int, max_positions: int) -> list[int]:
+        """The ids before section `section`'s audio, cut to what the model can hold beside the section's budget."""
+        blocks = [
+            [*prompt, *(ids or ())]
+            for prompt, ids in zip(self.prompt.sections[:section], self.audio[:section], strict=True)
+        ]
+        budget = max_positions - self.sampling.max_new_tokens - 1
+        ids, dropped = fit_context(self.prompt, blocks, budget)
+        if dropped:
+            self.warnings.append(
+                f"section {section + 1} was written without hearing the first {dropped} sections: the context is full."
+            )
+        return ids
+
+
+class Stage1Batch:
+    """Several takes written at once; takes join and leave between steps, and none depends on the others.
+
+    Each song has two rows of the pool side by side: the prompted one and the unconditional one, which starts anew
+    in each section from the prompt's last token.
+    """
+
+    def __init__(self, lm: LMWeights, vocabulary: Vocabulary, songs: int, choose: Draw = draw) -> None:
+        self.lm, self.vocabulary, self.choose = lm, vocabulary, choose
+        longest = lm.config.max_positions
+        capacity = [longest, min(longest, MAX_NEW_TOKENS + 1)] * songs
+        self.pool = KVPool(lm.config, capacity, lm.device, lm.dtype)
+        self.takes: list[Take | None] = [None] * songs
+        self._cached: list[list[int]] = [[] for _ in range(songs)]  # ids in each prompted row
+        self._new: list[int] = [0] * songs  # tokens drawn in the open section
+        self._end = int((lm.drawable == vocabulary.end_of_audio).nonzero()[0, 0])
+        self._token = torch.zeros(songs, dtype=torch.long, device=lm.device)  # [B] next id to feed
+        self._seen = torch.zeros(songs, len(lm.drawable), dtype=torch.bool, device=lm.device)  # [B, N]
+        self._history = torch.zeros(songs, MAX_NEW_TOKENS, dtype=torch.long, device=lm.device)  # [B, S]
+        self._uniform = torch.zeros(songs, MAX_NEW_TOKENS, dtype=torch.float64, device=lm.device)
+
+    def join(self, take: Take) -> None:
+        """Add a take; raises IndexError when every place is taken."""
+        place = self.takes.index(None)
+        self.takes[place] = take
+        self._cached[place] = []
+        self._open(place)
+
+    def leave(self, take: Take) -> None:
+        """Remove a take, finished or not."""
+        self.takes[self.takes.index(take)] = None
+
+    def step(self) -> list[Take]:
+        """Draw one token for every take in the batch; returns the takes that are now complete and have left."""
+        active = [place for place, take in enumerate(self.takes) if take is not None]
+        if not active:
+            return []
+        indices = self._draw(active)
+        finished = []
+        for place, index in zip(active, indices.tolist(), strict=True):
+            take = self._at(place)
+            self._new[place] += 1
+            if index == self._end or self._new[place] == take.sampling.max_new_tokens:
+                self._close(place, ended=index == self._end)
+                if take.section is None:
+                    self.takes[place] = None
+                    finished.append(take)
+                else:
+                    self._open(place)
+        return finished
+
+    def _at(self, place: int) -> Take:
+        take = self.takes[place]
+        assert take is not None
+        return take
+
+    def _open(self, place: int) -> None:
+        """Bring the prompted row to the end of the next section's prompt, one token short."""
+        take = self._at(place)
+        section = take.section
+        assert section is not None, "a complete take has nothing to write"
+        ids = take.context(section, self.lm.config.max_positions)
+        cond, uncond = 2 * place, 2 * place + 1
+        kept = common_prefix(self._cached[place], ids[:-1])
+        self.pool.cut(cond, kept)
+        self.pool.cut(uncond, 0)
+        prefill(self.lm, self.pool, torch.tensor([ids[kept:-1]], device=self.lm.device), [cond])
+        self._cached[place] = ids
+        self._new[place] = 0
+        self._token[place] = ids[-1]
+        self._seen[place] = torch.isin(self.lm.drawable, torch.tensor(ids, device=self.lm.device))
+        before = sum(len(audio) for audio in take.audio if audio)
+        count = take.sampling.max_new_tokens
+        self._uniform[place, :count] = noise(take.seed, take.variation, before, count)
+
+    def _close(self, place: int, ended: bool) -> None:
+        take = self._at(place)
+        section = take.section
+        assert section is not None
+        ids = self.lm.drawable[self._history[place, : self._new[place]]].tolist()
+        self._cached[place] = self._cached[place] + ids[:-1]  # the last one was drawn but never fed
+        take.audio[section] = ids if ended else [*ids, self.vocabulary.end_of_audio]
+        take.truncated[section] = not ended
+
+    def _draw(self, active: list[int]) -> Tensor:
+        """One forward pass of both rows of each active take, one draw each: indices [A] into the drawable ids."""
+        places = torch.tensor(active, device=self.lm.device)
+        rows = [row for place in active for row in (2 * place, 2 * place + 1)]
+        tokens = self._token[places].repeat_interleave(2)[:, None]  # [2A, 1]
+        hidden = forward(self.lm, self.pool, tokens, rows)[:, 0]
+        scores = logits(self.lm, hidden)  # [2A, N]
+        scores = scores - normaliser(self.lm, hidden, scores)
+        new = torch.tensor([self._new[place] for place in active], device=self.lm.device)
+        takes = [self._at(place) for place in active]
+        barred = [t.sampling.min_new_tokens > self._new[p] for t, p in zip(takes, active, strict=True)]
+        _, scores = process(
+            scores[0::2],
+            scores[1::2],
+            self._seen[places],
+            torch.tensor(barred, device=self.lm.device)[:, None],
+            self._end,
+            self._knobs(takes),
+        )
+        indices = self.choose(scores, self._uniform[places, new])
+        self._history[places, new] = indices
+        self._token[places] = self.lm.drawable[indices]
+        self._seen[places, indices] = True
+        return indices
+
+    def _knobs(self, takes: Sequence[Take]) -> Knobs:
+        """The takes' settings as columns."""
+
+        def column(values: list[float], dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.tensor(values, dtype=dtype, device=self.lm.device)[:, None]
+
+        return Knobs(
+            guidance=column([take.guidance(take.section or 0) for take in takes]),
+            penalty=column([take.sampling.repetition_penalty for take in takes]),
+            temperature=column([take.sampling.temperature for take in takes]),
+            top_k=column([take.sampling.top_k for take in takes], torch.int64),
+            top_p=column([take.sampling.top_p for take in takes]),
+        )
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many leading ids two sequences share."""
+    count = 0
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            break
+        count += 1
+    return count
+
+
+def write_songs(
+    lm: LMWeights, vocabulary: Vocabulary, takes: Sequence[Take], progress: Progress, choose: Draw = draw
+) -> None:
+    """Write all takes in one batch; their `audio` and `truncated` are complete afterwards."""
+    batch = Stage1Batch(lm, vocabulary, len(takes), choose)
+    budget = sum(take.sampling.max_new_tokens for take in takes for audio in take.audio if audio is None)
+    with progress.stage("stage 1", budget, "token"):
+        for take in takes:
+            if take.section is not None:
+                batch.join(take)
+        while any(take is not None for take in batch.takes):
+            count = sum(take is not None for take in batch.takes)
+            batch.step()
+            progress.note(f"section {min(t.section or 0 for t in takes) + 1}/{len(takes[0].audio)}")
+            progress.advance(count)
+        progress.skip_to_end()
+
+
+def split_tracks(ids: Sequence[int], vocabulary: Vocabulary) -> tuple[Codes, Codes]:
+    """One section's ids (end-of-audio included or not) to vocal and instrumental codes [T].
+
+    A section that ends on half a frame gets its last instrumental code again, so that no sung code is lost.
+    """
+    codes = [i - vocabulary.codebook_start for i in ids if i != vocabulary.end_of_audio]
+    if len(codes) % TOKENS_PER_FRAME:
+        codes.append(codes[-2] if len(codes) > 1 else codes[-1])
+    both = np.array(codes, dtype=np.int16).reshape(-1, TOKENS_PER_FRAME)
+    return both[:, 0].copy(), both[:, 1].copy()
+
+
+def song_tokens(take: Take, labels: Sequence[str], vocabulary: Vocabulary) -> SongTokens:
+    """The tracks and section spans of a complete take."""
+    vocals, instrumental, spans = [], [], []
+    start = 0
+    for label, ids, truncated in zip(labels, take.audio, take.truncated, strict=True):
+        assert ids is not None
+        voice, backing = split_tracks(ids, vocabulary)
+        vocals.append(voice)
+        instrumental.append(backing)
+        spans.append(SectionSpan(label, start, start + len(voice), truncated))
+        start += len(voice)
+    return SongTokens(np.concatenate(vocals), np.concatenate(instrumental), tuple(spans))

@@ -1,0 +1,161 @@
+"""Stage 2: the acoustic language model adds codebooks 1 to 7 to codebook 0, all windows of the song in one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from yue_core.errors import MachineError
+from yue_core.lm.kv import KVPool
+from yue_core.lm.layout import LMWeights
+from yue_core.lm.transformer import forward, logits, prefill
+from yue_core.progress import Progress
+from yue_core.song import Codes
+from yue_core.text.vocabulary import Vocabulary
+
+WINDOW = 300  # frames that stage 2 was trained on: six seconds
+PROMPT_EXTRA = 3  # <SOA>, <stage_1> before the window's codes, <stage_2> after
+
+
+Grid = np.ndarray[tuple[int, int], np.dtype[np.int64]]  # codes [K, T]
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of one track that stage 2 sees alone."""
+
+    track: int
+    start: int  # frames
+    length: int
+    keep: int  # its last `keep` frames are new; earlier ones belong to the window before
+
+
+def windows_of(lengths: Sequence[int], overlap: bool = True) -> list[Window]:
+    """Cut tracks of `lengths` frames into windows, longest first.
+
+    With `overlap` a remainder becomes the last full window of its track, of which only the new frames are kept:
+    a short window on its own sounds degraded (facts: upstream quirk 15). Without, the remainder stands alone, as
+    upstream has it.
+    """
+    windows = []
+    for track, total in enumerate(lengths):
+        for start in range(0, total, WINDOW):
+            length = min(WINDOW, total - start)
+            if overlap and length < WINDOW <= total:
+                windows.append(Window(track, total - WINDOW, WINDOW, length))
+            else:
+                windows.append(Window(track, start, length, length))
+    return sorted(windows, key=lambda window: -window.length)
+
+
+def refine(
+    lm: LMWeights,
+    vocabulary: Vocabulary,
+    tracks: Sequence[Codes],
+    progress: Progress,
+    *,
+    overlap: bool = True,
+    batch: int | None = None,
+) -> list[Grid]:
+    """Codes [K, T] of every track, given its codebook-0 codes [T] with T >= 1.
+
+    Code k is drawn greedily among the head's ids of codebook k; `lm.drawable` must be the ids of codebooks 1 to
+    K - 1 in order. If it is anything else, each step draws among all of it and codes may fall outside
+    0..codebook_size - 1, as upstream's do. `batch` bounds the windows that run at once (None: what memory holds).
+    """
+    windows = windows_of([len(track) for track in tracks], overlap)
+    size = batch or windows_that_fit(lm, vocabulary, len(windows))
+    codes: list[Grid] = [np.zeros((vocabulary.num_codebooks, len(track)), dtype=np.int64) for track in tracks]
+    groups = [windows[i : i + size] for i in range(0, len(windows), size)]
+    with progress.stage("stage 2", sum(group[0].length for group in groups), "frame"):
+        for group in groups:
+            refined = _run(lm, vocabulary, [tracks[w.track][w.start :][: w.length] for w in group], progress)
+            for window, result in zip(group, refined, strict=True):
+                end = window.start + window.length
+                codes[window.track][:, end - window.keep : end] = result[:, -window.keep :]
+    return codes
+
+
+def slots_of(length: int, vocabulary: Vocabulary) -> int:
+    """Tokens that a window of `length` frames takes in the context."""
+    return length + PROMPT_EXTRA + length * vocabulary.num_codebooks
+
+
+def windows_that_fit(lm: LMWeights, vocabulary: Vocabulary, wanted: int) -> int:
+    """How many windows the free memory of a GPU holds at once; all of them on other devices.
+
+    Raises MachineError when not even one fits.
+    """
+    if lm.device.type != "cuda":
+        return wanted
+    free, _ = torch.cuda.mem_get_info(lm.device)
+    free += torch.cuda.memory_reserved(lm.device) - torch.cuda.memory_allocated(lm.device)
+    each = slots_of(WINDOW, vocabulary) * KVPool.bytes_per_token(lm.config, lm.dtype)
+    fitting = int(free * 0.9) // each
+    if not fitting:
+        raise MachineError(
+            f"Stage 2 needs {each / 1e9:.1f} GB of free GPU memory for one window and {free / 1e9:.1f} GB are free; "
+            "close other programs on the GPU or use a larger one."
+        )
+    return min(wanted, fitting)
+
+
+def _run(lm: LMWeights, vocabulary: Vocabulary, windows: Sequence[Codes], progress: Progress) -> list[Grid]:
+    """Codes [K, T] of each window (longest first), all side by side, seven passes per frame."""
+    per_frame = vocabulary.num_codebooks - 1
+    pool = KVPool(lm.config, [slots_of(len(w), vocabulary) for w in windows], lm.device, lm.dtype)
+    base = [torch.from_numpy(w.astype(np.int64)).to(lm.device) + vocabulary.codebook_start for w in windows]
+    for group in _equal_lengths(windows):
+        rows = list(range(group.start, group.stop))
+        prompt = _prompts(base[group], vocabulary)  # [R, T + 3]
+        prefill(lm, pool, prompt[:, :-1], rows)
+        progress.check()
+    last = torch.full((len(windows), 1), vocabulary.stage_2, device=lm.device)  # [R, 1]
+    drawn = []  # per frame: [R, K - 1] ids
+    for frame in range(len(windows[0])):
+        rows = [row for row, window in enumerate(windows) if len(window) > frame]
+        given = torch.stack([base[row][frame] for row in rows])[:, None]
+        token = torch.cat([last[: len(rows)], given], dim=1)  # [R, 2]
+        chosen = []
+        for k in range(1, per_frame + 1):
+            hidden = forward(lm, pool, token, rows)[:, -1]
+            token = _choose(lm, vocabulary, hidden, k)[:, None]
+            chosen.append(token)
+        last = token
+        drawn.append(torch.cat(chosen, dim=1))
+        progress.advance()
+    starts = torch.tensor([vocabulary.codebook(k).start for k in range(1, per_frame + 1)], device=lm.device)
+    results: list[Grid] = []
+    for row, window in enumerate(windows):
+        ids = torch.stack([frame[row] for frame in drawn[: len(window)]])  # [T, K - 1]
+        codes = (ids - starts).t().cpu().numpy()
+        results.append(np.concatenate([window[None].astype(np.int64), codes]))
+    return results
+
+
+def _prompts(base: Sequence[Tensor], vocabulary: Vocabulary) -> Tensor:
+    """Prompts [R, T + 3] of windows of equal length, given their codebook-0 ids [T]."""
+    ids = torch.stack(list(base))
+    before = torch.tensor([vocabulary.start_of_audio, vocabulary.stage_1], device=ids.device)
+    after = torch.tensor([vocabulary.stage_2], device=ids.device)
+    count = len(base)
+    return torch.cat([before.expand(count, -1), ids, after.expand(count, -1)], dim=1)
+
+
+def _equal_lengths(windows: Sequence[Codes]) -> list[slice]:
+    """Slices of neighbouring windows of equal length."""
+    borders = [i for i in range(1, len(windows)) if len(windows[i]) != len(windows[i - 1])]
+    return [slice(a, b) for a, b in zip([0, *borders], [*borders, len(windows)], strict=True)]
+
+
+def _choose(lm: LMWeights, vocabulary: Vocabulary, hidden: Tensor, k: int) -> Tensor:
+    """Greedy ids [R] for codebook `k`, given hidden states [R, H]."""
+    size, books = vocabulary.codebook_size, vocabulary.num_codebooks - 1
+    if len(lm.drawable) != size * books:
+        return lm.drawable[logits(lm, hidden).argmax(-1)]
+    rows = slice((k - 1) * size, k * size)
+    return lm.drawable[rows][logits(lm, hidden, rows).argmax(-1)]
