@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from yue_core.audio import mastering
-from yue_core.audio.mastering import Track, fade_out, limit, master_song, master_stem, splice, true_peaks
+from yue_core.audio.mastering import Track, fade_out, limit, master, splice, true_peaks
 from yue_core.song import SAMPLE_RATE
 
 Golden = Callable[[str], dict[str, np.ndarray]]
@@ -38,9 +38,11 @@ def test_song_of_a_whole_run(golden: Golden) -> None:
     data = {k: torch.from_numpy(v) for k, v in golden("e2e").items() if k.endswith(("16k", "44k", "raw"))}
     vocals = Track(data["vocal_16k"], data["vocal_44k_raw"])
     instrumental = Track(data["inst_16k"], data["inst_44k_raw"])
-    song = master_song(vocals, instrumental)
-    np.testing.assert_allclose(song, data["final_44k"], rtol=0, atol=2e-4)
-    assert len(song) == len(master_stem(vocals)) == len(master_stem(instrumental)) == 882 * 310
+    audio = master(vocals, instrumental)
+    np.testing.assert_allclose(audio["song"], data["final_44k"], rtol=0, atol=2e-4)
+    assert {name: len(waveform) for name, waveform in audio.items()} == dict.fromkeys(
+        ("song", "vocals", "instrumental"), 882 * 310
+    )
 
 
 def tone(hertz: float, samples: int, rate: int, level: float = 1.0) -> Tensor:
@@ -56,7 +58,11 @@ def spectrum(waveform: Tensor, hertz: float) -> float:
 def test_stem_joins_its_own_two_bands() -> None:
     low = tone(440, 16000, 16000, 0.2) + tone(7500, 16000, 16000, 0.2)
     high = tone(880, 44100, 44100, 0.4) + tone(12000, 44100, 44100, 0.3)
-    stem = master_stem(Track(low, high))
+    silence = Track(torch.zeros(16000), torch.zeros(44100))
+    audio = master(Track(low, high), silence)
+    assert float(audio["instrumental"].abs().max()) == 0.0
+    assert torch.equal(audio["vocals"], master(silence, Track(low, high))["instrumental"])
+    stem = audio["vocals"]
     assert spectrum(stem, 440) == pytest.approx(0.4, rel=0.2)  # the codec's tone, at the vocoder's level
     assert spectrum(stem, 880) < 0.02  # two filters of second order leave a trace
     assert spectrum(stem, 12000) == pytest.approx(0.3, rel=0.1)
@@ -65,7 +71,8 @@ def test_stem_joins_its_own_two_bands() -> None:
 def test_stems_are_clamped_before_they_are_added() -> None:
     loud = Track(torch.full((16000,), 3.0), torch.full((44100,), 0.5))
     quiet = Track(torch.full((16000,), 0.99), torch.full((44100,), 0.5))
-    assert torch.equal(master_song(loud, quiet), master_song(quiet, quiet))
+    for name, waveform in master(loud, quiet).items():
+        assert torch.equal(waveform, master(quiet, quiet)[name])
 
 
 def noise(samples: int, level: float) -> Tensor:

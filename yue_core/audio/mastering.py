@@ -30,17 +30,19 @@ class Track:
     high: Tensor  # [882 T] float32, the vocoder's 44.1 kHz waveform
 
 
-def master_song(vocals: Track, instrumental: Track) -> Tensor:
-    """The song `[882 T]` at 44.1 kHz: tracks clamped to 0.99 and added, vocoder tracks added and clamped, spliced.
+def master(vocals: Track, instrumental: Track) -> dict[str, Tensor]:
+    """The `song` and its stems `vocals` and `instrumental`, each `[882 T]` at 44.1 kHz.
 
-    Where waveforms differ in length, the longer one is cut (upstream: vocoder.py and post_process_audio.py).
+    The song is upstream's (vocoder.py, post_process_audio.py): the 16 kHz tracks clamped to 0.99 and added, the
+    vocoder's tracks added and clamped to 0.99, the two spliced. A stem is spliced from its own two waveforms,
+    both clamped. Where waveforms differ in length, the longer one is cut.
     """
-    return splice(_add(_clamp(vocals.low), _clamp(instrumental.low)), _clamp(_add(vocals.high, instrumental.high)))
-
-
-def master_stem(track: Track) -> Tensor:
-    """One track alone `[882 T]` at 44.1 kHz, as long as the song: spliced from its own two clamped waveforms."""
-    return splice(_clamp(track.low), _clamp(track.high))
+    voice, band = _clamp(vocals.low), _clamp(instrumental.low)
+    return {
+        "song": splice(_add(voice, band), _clamp(_add(vocals.high, instrumental.high))),
+        "vocals": splice(voice, _clamp(vocals.high)),
+        "instrumental": splice(band, _clamp(instrumental.high)),
+    }
 
 
 def _clamp(waveform: Tensor) -> Tensor:
