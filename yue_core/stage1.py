@@ -124,7 +124,10 @@ class Stage1Batch:
         assert section is not None, "a complete take has nothing to write"
         ids = take.context(section, self.lm.config.max_positions)
         cond, uncond = 2 * place, 2 * place + 1
-        kept = common_prefix(self._cached[place], ids[:-1])
+        shared = [common_prefix(cached, ids[:-1]) for cached in self._cached]
+        kept = max(shared)
+        if kept > shared[place]:  # another take has read more of this prompt: a variation, or the same tags
+            self.pool.copy(2 * shared.index(kept), cond)
         self.pool.cut(cond, kept)
         self.pool.cut(uncond, 0)
         prefill(self.lm, self.pool, torch.tensor([ids[kept:-1]], device=self.lm.device), [cond])
@@ -132,7 +135,7 @@ class Stage1Batch:
         self._new[place] = 0
         self._token[place] = ids[-1]
         self._seen[place] = torch.isin(self.lm.drawable, torch.tensor(ids, device=self.lm.device))
-        before = sum(len(audio) for audio in take.audio if audio)
+        before = sum(len(audio) for audio in take.audio[:section] if audio)
         count = take.sampling.max_new_tokens
         self._uniform[place, :count] = noise(take.seed, take.variation, before, count)
 
@@ -152,9 +155,10 @@ class Stage1Batch:
         tokens = self._token[places].repeat_interleave(2)[:, None]  # [2A, 1]
         hidden = forward(self.lm, self.pool, tokens, rows)[:, 0]
         scores = logits(self.lm, hidden)  # [2A, N]
-        scores = scores - normaliser(self.lm, hidden, scores)
-        new = torch.tensor([self._new[place] for place in active], device=self.lm.device)
         takes = [self._at(place) for place in active]
+        if any(take.sampling.repetition_penalty != 1 for take in takes):  # else a constant that cancels out
+            scores = scores - normaliser(self.lm, hidden, scores)
+        new = torch.tensor([self._new[place] for place in active], device=self.lm.device)
         barred = [t.sampling.min_new_tokens > self._new[p] for t, p in zip(takes, active, strict=True)]
         _, scores = process(
             scores[0::2],
@@ -223,6 +227,12 @@ def split_tracks(ids: Sequence[int], vocabulary: Vocabulary) -> tuple[Codes, Cod
         codes.append(codes[-2] if len(codes) > 1 else codes[-1])
     both = np.array(codes, dtype=np.int16).reshape(-1, TOKENS_PER_FRAME)
     return both[:, 0].copy(), both[:, 1].copy()
+
+
+def section_ids(tokens: SongTokens, span: SectionSpan, vocabulary: Vocabulary) -> list[int]:
+    """Stage-1 ids of one section, closing end-of-audio included."""
+    both = np.stack([tokens.vocals, tokens.instrumental], axis=1)[span.start : span.end]
+    return [*(both.reshape(-1).astype(int) + vocabulary.codebook_start).tolist(), vocabulary.end_of_audio]
 
 
 def song_tokens(take: Take, labels: Sequence[str], vocabulary: Vocabulary) -> SongTokens:
