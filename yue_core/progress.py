@@ -7,23 +7,64 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TextIO
 
 from tqdm import tqdm
+
+LOG_INTERVAL = 2.0  # seconds between the lines of one stage
 
 
 class Cancelled(Exception):
     """The caller asked to stop."""
 
 
-class Progress:
-    """One bar per stage, on `stream`; seconds per stage are kept in `seconds`."""
+class LogBar:
+    """tqdm's text for logs: each state is a line of its own that begins with the percentage, once in LOG_INTERVAL."""
 
-    def __init__(self, stream: TextIO | None = sys.stderr) -> None:
+    def __init__(self, total: int, desc: str, unit: str, file: TextIO) -> None:
+        self.n, self.total = 0, total
+        self._desc, self._unit, self._file = desc, unit, file
+        self._note = ""
+        self._started = self._shown = time.monotonic()
+        self.refresh()
+
+    def set_postfix_str(self, text: str, refresh: bool = True) -> None:
+        """Show `text` behind the rate."""
+        self._note = text
+
+    def update(self, count: int) -> None:
+        """Count units."""
+        self.n += count
+        if time.monotonic() - self._shown >= LOG_INTERVAL:
+            self.refresh()
+
+    def refresh(self) -> None:
+        """Write a line."""
+        self._shown = time.monotonic()
+        postfix = ", ".join(filter(None, (self._desc, self._note)))
+        elapsed = self._shown - self._started
+        line = tqdm.format_meter(self.n, self.total, elapsed, unit=self._unit, postfix=postfix)
+        self._file.write(f"{line}\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Write the last line."""
+        self.refresh()
+
+
+class Progress:
+    """One bar per stage, on `stream`; seconds per stage are kept in `seconds`.
+
+    With `logs`, bars are lines; otherwise they are redrawn in place, as on a terminal.
+    """
+
+    def __init__(self, stream: TextIO | None = sys.stderr, *, logs: bool = False) -> None:
         self.seconds: dict[str, float] = {}
         self._stream = stream  # None: silent
+        self._logs = logs
         self._cancelled = threading.Event()
-        self._bar: tqdm | None = None
+        self._bar: tqdm | LogBar | None = None
 
     def cancel(self) -> None:
         """Ask the running request to stop at its next check; may be called from any thread."""
@@ -39,7 +80,8 @@ class Progress:
         """Time a stage and show its bar; `total` counts `unit`s and may be an upper bound."""
         started = time.perf_counter()
         if self._stream is not None:
-            self._bar = tqdm(total=total, desc=name, unit=unit, file=self._stream, mininterval=0.5)
+            bar = LogBar if self._logs else partial(tqdm, mininterval=0.5)
+            self._bar = bar(total=total, desc=name, unit=unit, file=self._stream)
         try:
             yield
         finally:
