@@ -16,7 +16,7 @@ from torch import Tensor
 from yue_core.errors import WeightsError
 from yue_core.lm.checkpoint import FETCH_AGAIN, Stored, check_identity, check_tensors, stored_tensors
 from yue_core.lm.config import LMConfig
-from yue_core.lm.layout import Layer, LMWeights, Matrix
+from yue_core.lm.layout import Layer, LMWeights, Matrix, quantise_int8
 
 CHUNK_BYTES = 32 << 20  # per read, and per pinned buffer
 MAX_THREADS = 8
@@ -229,6 +229,6 @@ def _store(rows: Tensor, target: Matrix) -> None:
     if target.scale is None:
         target.weight.copy_(rows)
         return
-    rows = rows.float()
-    target.scale.copy_((rows.abs().amax(dim=1) / 127).clamp_min_(1e-6))  # also for a row of zeros
-    target.weight.copy_((rows / target.scale.float()[:, None]).round_().clamp_(-127, 127))
+    quantised = quantise_int8(rows.to(target.scale.dtype))
+    target.weight.copy_(quantised.weight)
+    target.scale.copy_(quantised.scale)  # type: ignore[arg-type]  # a quantised matrix has one
