@@ -14,9 +14,7 @@ from yue_core.text.vocabulary import Vocabulary
 def codes_to_ids(codes: Codes, vocabulary: Vocabulary) -> list[int]:
     """Ids of codes [K, T] frame by frame [T*K]; row k is codebook k. ValueError for codes that are none."""
     if codes.size and (codes.min() < 0 or codes.max() >= vocabulary.codebook_size):
-        raise ValueError(
-            f"codes go from {codes.min()} to {codes.max()}, not 0 to {vocabulary.codebook_size - 1}"
-        )
+        raise ValueError(f"codes go from {codes.min()} to {codes.max()}, not 0 to {vocabulary.codebook_size - 1}")
     ids: list[int] = (codes.astype(np.int64) + _starts(len(codes), vocabulary)).T.reshape(-1).tolist()
     return ids
 

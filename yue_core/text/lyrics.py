@@ -88,9 +88,7 @@ def parse_lyrics(text: str) -> Lyrics:
 
     if not labelled:
         what = "have no section label" if text.strip() else "are empty"
-        raise LyricsError(
-            f"The lyrics {what}: put [verse] or [chorus] on a line of its own before each part."
-        )
+        raise LyricsError(f"The lyrics {what}: put [verse] or [chorus] on a line of its own before each part.")
     sections = [Section(label, "".join(lines).strip()) for label, lines in labelled]
     preface = "".join(leading).strip()
     if preface:
@@ -157,7 +155,5 @@ def _warnings(notes: _Notes) -> tuple[str, ...]:
         warnings.append(f"Left out, as it names no section: {brackets}.")
     if notes.mid_line:
         brackets = ", ".join(dict.fromkeys(notes.mid_line))
-        warnings.append(
-            f"Read as text inside a line, put it on a line of its own to begin a section: {brackets}."
-        )
+        warnings.append(f"Read as text inside a line, put it on a line of its own to begin a section: {brackets}.")
     return tuple(warnings)

@@ -87,9 +87,7 @@ def _hints(text: str, known: TagList) -> tuple[str, ...]:
         if len(unknown) > MAX_HINTS:
             quoted.append(f"and {len(unknown) - MAX_HINTS} more")
         hints.append(f"Not in the published tag list, so the model may not follow: {', '.join(quoted)}.")
-    missing = [
-        f"{kind} (such as {' or '.join(tags[:2])})" for kind, tags in known.items() if kind not in given
-    ]
+    missing = [f"{kind} (such as {' or '.join(tags[:2])})" for kind, tags in known.items() if kind not in given]
     if missing:
         hints.append(f"The model follows tags best when each kind is there; missing: {', '.join(missing)}.")
     return tuple(hints)
