@@ -44,8 +44,7 @@ class LogBar:
         self._shown = time.monotonic()
         postfix = ", ".join(filter(None, (self._desc, self._note)))
         elapsed = self._shown - self._started
-        line = tqdm.format_meter(self.n, self.total, elapsed, unit=self._unit, postfix=postfix)
-        self._file.write(f"{line}\n")
+        self._file.write(tqdm.format_meter(self.n, self.total, elapsed, unit=self._unit, postfix=postfix) + "\n")
         self._file.flush()
 
     def close(self) -> None:
@@ -105,4 +104,3 @@ class Progress:
         """The stage needs no more units than it has done: set the total to them."""
         if self._bar is not None:
             self._bar.total = self._bar.n
-            self._bar.refresh()

@@ -23,7 +23,7 @@ def concurrency() -> int:
 
 def current_progress() -> Progress:
     """The progress of the prediction that runs in this thread; its `cancel` is bound to Cog's where that is async."""
-    return _progress.get() or Progress(sys.stderr)
+    return _progress.get() or Progress(sys.stderr, logs=True)
 
 
 def async_when_concurrent(predict: Callable[..., Any]) -> Callable[..., Any]:
@@ -35,7 +35,7 @@ def async_when_concurrent(predict: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(predict)  # Cog reads types and defaults from the signature
     async def in_thread(self: Any, **inputs: Any) -> Any:
-        progress = Progress(sys.stderr)
+        progress = Progress(sys.stderr, logs=True)
         _progress.set(progress)
         work = asyncio.ensure_future(asyncio.to_thread(predict, self, **defaults | inputs))
         try:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from yue_core.errors import RequestError, YuEError
+from yue_core.inputs import resolve_seed
 from yue_core.song import FORMATS, FRAMES_PER_SECOND, LANGUAGES, OUTPUTS, Reference, Sampling, Song, SongRequest
 
 USER_ERROR, OUR_ERROR, INTERRUPTED = 2, 1, 130  # exit codes
@@ -79,7 +80,7 @@ def run(arguments: argparse.Namespace) -> None:
     songs = pipeline.generate(request, Progress(sys.stderr))
     for song in songs:
         name = f"{target.stem}-{song.variation + 1}" if len(songs) > 1 else target.stem
-        files, warnings = delivery.write_files(song, request, target.parent, name)
+        files, warnings = delivery.write_files(song, request, arguments.profile, target.parent, name)
         for warning in (*song.warnings, *warnings):
             print(f"warning: {warning}", file=sys.stderr)
         print(table(song, files))
@@ -87,11 +88,11 @@ def run(arguments: argparse.Namespace) -> None:
 
 def request_of(arguments: argparse.Namespace) -> SongRequest:
     """The request that the command line describes; raises RequestError."""
-    from yue_core.delivery import resolve_seed
-
     output_format = arguments.format or arguments.out.suffix.removeprefix(".").lower()
     if output_format not in FORMATS:
-        raise RequestError(f"{arguments.out} has no known audio suffix; name it {' or '.join(FORMATS)}, or give --format.")
+        raise RequestError(
+            f"{arguments.out} has no known audio suffix; name it {' or '.join(FORMATS)}, or give --format."
+        )
     clips = (arguments.reference, arguments.reference_vocals, arguments.reference_instrumental)
     return SongRequest(
         genre_tags=arguments.tags,

@@ -69,8 +69,7 @@ def openapi_schema(module: str, predictor: str) -> dict[str, Any]:
                 "PredictionResponse": _object("PredictionResponse", RESPONSE),
                 "Status": {"title": "Status", "description": "An enumeration.", "enum": statuses, **STRING},
                 "HTTPValidationError": _object("HTTPValidationError", {"detail": errors}),
-                "ValidationError": _object("ValidationError", VALIDATION_ERROR)
-                | {"required": ["loc", "msg", "type"]},
+                "ValidationError": _object("ValidationError", VALIDATION_ERROR) | {"required": ["loc", "msg", "type"]},
             }
         },
     }

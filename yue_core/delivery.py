@@ -1,0 +1,221 @@
+"""From finished songs to one file in the caller's hands: nothing made is lost, nothing old stays."""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import threading
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from yue_core.audio.files import check_audio, write_audio
+from yue_core.audio.metadata import SongTags
+from yue_core.earlier import go_on, pack, read_song
+from yue_core.errors import AudioFileError, MachineError, RequestError, YuEError
+from yue_core.pipeline import Pipeline
+from yue_core.slots import concurrency, current_progress
+from yue_core.song import FRAMES_PER_SECOND, SAMPLE_RATE, TOKENS_PER_FRAME, Song, SongRequest
+from yue_core.text.lyrics import parse_lyrics
+
+FOLDER = "yue-{}-"  # process id
+
+
+class Desk:
+    """Serves predictions, each in a folder of its own that a later prediction removes.
+
+    Cog reads a returned file after `predict` is over. With one slot it has done so before the next prediction
+    begins; with several, twice as many finished folders are kept, since another slot's upload may still run.
+    """
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        remove_orphans()
+        self.pipeline = pipeline
+        self.root = Path(tempfile.mkdtemp(prefix=FOLDER.format(os.getpid())))
+        self._keep = 0 if concurrency() == 1 else 2 * concurrency()
+        self._finished: list[Path] = []
+        self._lock = threading.Lock()
+        atexit.register(shutil.rmtree, self.root, ignore_errors=True)
+
+    def serve(
+        self,
+        request: SongRequest,
+        song: Path | None,
+        redo_section: int | None,
+        record_metric: Callable[[str, Any], None],
+    ) -> Path:
+        """Make a song, or go on from the one in the file `song`; logs and metrics tell about it.
+
+        Raises subclasses of YuEError for what the user can put right.
+        """
+        folder, progress = self.open(), current_progress()
+        warnings: list[str] = []
+        try:
+            earlier = read_song(song) if song else None
+            if earlier:
+                request, warnings = go_on(request, earlier, redo_section)
+            elif redo_section is not None:
+                raise RequestError("redo_section needs a song: give the file of an earlier one.")
+            songs = self.pipeline.generate(request, progress, earlier.tokens if earlier else None, redo_section)
+            profile = self.pipeline.files.name
+            file, worries = deliver(songs, request, profile, folder)
+            warnings = [*warnings, *songs[0].warnings, *worries]
+            for name, value in metrics(songs, file, warnings).items():
+                record_metric(name, value)
+            report(songs, file, profile, warnings)
+            return file
+        finally:
+            self.close(folder)
+
+    def open(self) -> Path:
+        """A new empty folder; removes old ones."""
+        with self._lock:
+            while len(self._finished) > self._keep:
+                shutil.rmtree(self._finished.pop(0), ignore_errors=True)
+        try:
+            return Path(tempfile.mkdtemp(dir=self.root))
+        except OSError as error:
+            raise MachineError("The server's disk is full or cannot be written; free some space.") from error
+
+    def close(self, folder: Path) -> None:
+        """The prediction of this folder is over."""
+        with self._lock:
+            self._finished.append(folder)
+
+
+def remove_orphans() -> None:
+    """Remove what processes that are gone have left behind."""
+    for folder in Path(tempfile.gettempdir()).glob(FOLDER.format("*") + "*"):
+        match = re.fullmatch(FOLDER.format(r"(\d+)") + r"\w+", folder.name)
+        if match and not _alive(int(match[1])):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # alive, and another user's
+    return True
+
+
+def deliver(songs: Sequence[Song], request: SongRequest, profile: str, folder: Path) -> tuple[Path, list[str]]:
+    """One checked file with all songs, named by seed and content; and warnings.
+
+    Raises AudioFileError when not even WAV can be written.
+    """
+    digest = hashlib.sha256(b"".join(song.tokens.vocals.tobytes() for song in songs)).hexdigest()[:6]
+    files: list[Path] = []
+    warnings: list[str] = []
+    for song in songs:
+        take = f"-{song.variation + 1}" if len(songs) > 1 else ""
+        written, worries = write_files(song, request, profile, folder, f"{{track}}-{song.seed}-{digest}{take}")
+        files += written
+        warnings += worries
+    if len(files) == 1:
+        return files[0], warnings
+    archive = folder / f"song-{songs[0].seed}-{digest}.zip"
+    try:
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as zipped:
+            for file in files:
+                zipped.write(file, file.name)
+                file.unlink()
+    except OSError as error:
+        raise AudioFileError("The zip of all tracks cannot be written: the disk is full; free some space.") from error
+    return archive, warnings
+
+
+def write_files(
+    song: Song, request: SongRequest, profile: str, folder: Path, name: str
+) -> tuple[list[Path], list[str]]:
+    """Write the tracks that a request asks for, each checked, as `name` (with "{track}" filled in); and warnings."""
+    tracks = ("song", "vocals", "instrumental") if request.output == "stems" else (request.output,)
+    tags = SongTags(
+        title=title_of(request.lyrics),
+        genre=request.genre_tags,
+        seed=song.seed,
+        model=f"YuE v1, profile {profile}",
+        payload=pack(song, request, profile),
+    )
+    files, warnings = [], []
+    for track in tracks:
+        path = folder / f"{name.format(track=track)}.{request.output_format}"
+        try:
+            _write_checked(path, song, track, tags)
+        except YuEError:
+            if path.suffix == ".wav":
+                raise
+            warnings.append(f"Encoding as {path.suffix.removeprefix('.')} failed; the song is a WAV file instead.")
+            path = path.with_suffix(".wav")
+            _write_checked(path, song, track, tags)
+        files.append(path)
+    return files, warnings
+
+
+def _write_checked(path: Path, song: Song, track: str, tags: SongTags) -> None:
+    write_audio(path, song.audio[track], SAMPLE_RATE, tags)
+    check_audio(path, len(song.audio[track]) / SAMPLE_RATE)
+
+
+def title_of(lyrics: str) -> str:
+    """The first sung line, or the first label of an instrumental."""
+    sections = parse_lyrics(lyrics).sections
+    lines = [line for section in sections for line in section.text.splitlines() if line.strip()]
+    return lines[0].strip() if lines else sections[0].label
+
+
+def metrics(songs: Sequence[Song], file: Path, warnings: Sequence[str]) -> dict[str, Any]:
+    """What a prediction tells about itself; names that Replicate bills by are spelt its way (facts: Cog, 6)."""
+    first = songs[0]
+    seconds = sum(song.duration for song in songs)
+    spent = songs[-1].seconds
+    return {
+        "seed": first.seed,
+        "audio_output_count": len(songs),
+        "audio_output_duration_seconds": round(seconds, 3),
+        "token_output_count": sum(TOKENS_PER_FRAME * len(song.tokens.vocals) for song in songs),
+        "sections": [timeline(song) for song in songs] if len(songs) > 1 else timeline(first),
+        "timing": {name.replace(" ", "_"): round(value, 3) for name, value in spent.items()},
+        "real_time_factor": round(sum(spent.values()) / seconds, 3),
+        "output_file": file.name,
+        "warnings": list(warnings),
+    }
+
+
+def timeline(song: Song) -> list[dict[str, Any]]:
+    """Sections with their times in seconds."""
+    return [
+        {
+            "label": span.label,
+            "start": span.start / FRAMES_PER_SECOND,
+            "end": span.end / FRAMES_PER_SECOND,
+            "truncated": span.truncated,
+        }
+        for span in song.tokens.spans
+    ]
+
+
+def report(songs: Sequence[Song], file: Path, profile: str, warnings: Sequence[str]) -> None:
+    """The log's last lines: warnings, seconds per stage, what came out."""
+    for warning in warnings:
+        log("warning", text=warning)
+    for name, seconds in songs[-1].seconds.items():
+        log("stage", name=name, seconds=round(seconds, 2))
+    duration = round(sum(song.duration for song in songs), 2)
+    log("song", file=file.name, seed=songs[0].seed, seconds=duration, profile=profile)
+
+
+def log(event: str, **fields: Any) -> None:
+    """One line on stdout: words, or JSON where LOG_FORMAT=json."""
+    if os.environ.get("LOG_FORMAT") == "json":
+        print(json.dumps({"event": event, **fields}, ensure_ascii=False), flush=True)
+    else:
+        print(f"{event}: " + ", ".join(f"{key} {value}" for key, value in fields.items()), flush=True)
