@@ -5,11 +5,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
+import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
+
+from yue_core.lm.config import LMConfig
+from yue_core.lm.kernels.step import FastStep
+from yue_core.lm.kv import KVPool
+from yue_core.lm.load import allocate
 
 WARP = 32  # threads
 
@@ -50,3 +57,27 @@ def compiling(capability: int) -> Iterator[list[Any]]:
     finally:
         JITFunction.run = run
         driver._active = active  # its reset_active() would look for a GPU
+
+
+def compile_step(
+    config: LMConfig,
+    capability: int,
+    *,
+    rows: int,
+    new: int = 1,
+    drawable: int,
+    normaliser: bool = False,
+    dtype: torch.dtype = torch.bfloat16,
+    int8: bool = False,
+    pdl: bool = False,
+) -> list[Any]:
+    """Compile all kernels that a FastStep of these sizes launches; no memory and no GPU is needed."""
+    one_layer = replace(config, num_layers=1)
+    meta = torch.device("meta")
+    weights = allocate(one_layer, range(drawable), normaliser=normaliser, device=meta, dtype=dtype, int8=int8)
+    pool = KVPool(one_layer, [config.max_positions] * rows, meta, dtype)
+    step = FastStep(weights, pool, rows, new=new, pdl=pdl)
+    with compiling(capability) as kernels:
+        logits = step.run(torch.empty(rows, new, dtype=torch.int64, device=meta))
+        step.normaliser(logits)
+    return kernels
