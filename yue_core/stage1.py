@@ -24,7 +24,7 @@ MAX_NEW_TOKENS = 6000  # per section: one minute
 Draw = Callable[[Tensor, Tensor], Tensor]  # scores [B, N], uniforms [B] -> indices [B]
 
 
-@dataclass
+@dataclass(eq=False)  # two takes of the same request are still two
 class Take:
     """One song being written; it has as many sections as `audio` has places, and the prompt may hold more."""
 
@@ -124,7 +124,8 @@ class Stage1Batch:
         assert section is not None, "a complete take has nothing to write"
         ids = take.context(section, self.lm.config.max_positions)
         cond, uncond = 2 * place, 2 * place + 1
-        shared = [common_prefix(cached, ids[:-1]) for cached in self._cached]
+        held = [ids[: self.pool.length[2 * other]] for other, ids in enumerate(self._cached)]  # the last may be unfed
+        shared = [common_prefix(cached, ids[:-1]) for cached in held]
         kept = max(shared)
         if kept > shared[place]:  # another take has read more of this prompt: a variation, or the same tags
             self.pool.copy(2 * shared.index(kept), cond)
@@ -156,8 +157,10 @@ class Stage1Batch:
         hidden = forward(self.lm, self.pool, tokens, rows)[:, 0]
         scores = logits(self.lm, hidden)  # [2A, N]
         takes = [self._at(place) for place in active]
-        if any(take.sampling.repetition_penalty != 1 for take in takes):  # else a constant that cancels out
-            scores = scores - normaliser(self.lm, hidden, scores)
+        penalised = [take.sampling.repetition_penalty != 1 for take in takes for _ in range(2)]
+        if any(penalised):  # for the others it is a constant that cancels out
+            mask = torch.tensor(penalised, device=self.lm.device)[:, None]
+            scores = scores - normaliser(self.lm, hidden, scores) * mask
         new = torch.tensor([self._new[place] for place in active], device=self.lm.device)
         barred = [t.sampling.min_new_tokens > self._new[p] for t, p in zip(takes, active, strict=True)]
         _, scores = process(
