@@ -7,6 +7,7 @@ anything, so this module writes the same file from the SDK's own inspector.
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,9 @@ VALIDATION_ERROR = {
 
 def openapi_schema(module: str, predictor: str) -> dict[str, Any]:
     """The OpenAPI 3.0.2 document of class `predictor` in `module`."""
-    info = create_predictor(module, predictor)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the names Predictor and predict are meant
+        info = create_predictor(module, predictor)
     fields = list(info.inputs.values())
     optional = {field.name for field in fields if _optional(field) or field.default is not None}
     inputs: dict[str, Any] = {

@@ -1,0 +1,30 @@
+"""The real Cog server as a fixture: started on a free port, stopped at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.server.serving import Server
+
+
+@pytest.fixture(scope="session")
+def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
+    """Starts servers; whatever still runs at the end is stopped."""
+    servers: list[Server] = []
+
+    def start(**arguments: str) -> Server:
+        servers.append(Server(tmp_path_factory.mktemp("server"), **arguments))
+        servers[-1].wait_until("READY")
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def server(start_server: Callable[..., Server]) -> Server:
+    """The predictor as it is delivered, on `tiny`; shared by all tests that leave it running."""
+    return start_server()

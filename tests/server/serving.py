@@ -1,0 +1,132 @@
+"""Driving the real Cog server as its users do (facts: Cog, 1.6)."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import soundfile
+
+from yue_core.commands.schema import write_schema
+from yue_core.commands.serve import ROOT, server_command, server_environment
+
+LYRICS = "[verse]\nPaper boats are drifting on the rain\n"
+SHORT = {"lyrics": LYRICS, "genre_tags": "pop", "max_new_tokens": 100, "seed": 1}  # one second of song
+START_SECONDS, ANSWER_SECONDS, STOP_SECONDS = 120, 300, 60
+
+
+class Server:
+    """A running Cog server."""
+
+    def __init__(self, folder: Path, predictor: str = "predict.py:Predictor", **environment: str) -> None:
+        write_schema(ROOT)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.temporary = folder / "tmp"
+        self.temporary.mkdir()
+        self.log = folder / "server.log"
+        settings = {"TMPDIR": str(self.temporary), "YUE_PROFILE": "tiny", "OMP_NUM_THREADS": "1"}
+        stub = {"COG_PREDICT_TYPE_STUB": predictor}
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                server_command("127.0.0.1"),
+                cwd=ROOT,
+                env={**server_environment(port), **settings, **stub, **environment},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=ANSWER_SECONDS)
+
+    def health(self) -> dict[str, Any]:
+        return self.http.get("/health-check").json()
+
+    def wait_until(self, status: str, seconds: float = START_SECONDS) -> dict[str, Any]:
+        """Poll the health check; the body with that status."""
+        last: dict[str, Any] = {"status": "no answer"}
+        for _ in range(int(seconds / 0.05)):
+            try:
+                last = self.health()
+            except httpx.TransportError:
+                assert self.process.poll() is None, self.log.read_text()
+            if last["status"] == status:
+                return last
+            assert last["status"] != "SETUP_FAILED", last["setup"]["logs"]
+            time.sleep(0.05)
+        raise AssertionError(f"{last['status']} instead of {status}: {self.log.read_text()[-3000:]}")
+
+    def send(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+        """A request, again while the slot of the one before is not free yet (facts: Cog, 0.5)."""
+        for _ in range(200):
+            response = self.http.request(method, path, **arguments)
+            if response.status_code != 409:
+                return response
+            time.sleep(0.05)
+        raise AssertionError("the slot never became free")
+
+    def predict(self, **inputs: Any) -> dict[str, Any]:
+        """The finished prediction."""
+        response = self.send("POST", "/predictions", json={"input": inputs})
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    def start(self, name: str, webhook: str | None = None, **inputs: Any) -> None:
+        """Start a prediction of that id and do not wait for it."""
+        body = {"input": inputs} | ({"webhook": webhook} if webhook else {})
+        response = self.send("PUT", f"/predictions/{name}", json=body, headers={"Prefer": "respond-async"})
+        assert response.status_code == 202, response.text
+
+    def cancel(self, name: str) -> None:
+        assert self.http.post(f"/predictions/{name}/cancel").status_code == 200
+
+    def processes(self) -> list[int]:
+        """The server and its worker."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return [self.process.pid, *map(int, children)]
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
+        """Ask the server to end; its exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(how)
+        try:
+            return self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            raise
+        finally:
+            self.http.close()
+
+
+def content(output: str) -> bytes:
+    """The bytes of a data URI."""
+    header, data = output.split(",", 1)
+    assert header.endswith(";base64")
+    return base64.b64decode(data)
+
+
+def decoded(audio: bytes) -> tuple[np.ndarray, int]:
+    """Samples and sample rate."""
+    return soundfile.read(io.BytesIO(audio))
+
+
+def data_uri(audio: bytes, mime: str = "audio/wav") -> str:
+    return f"data:{mime};base64,{base64.b64encode(audio).decode()}"
+
+
+def clip(seconds: float = 2.0, rate: int = 16_000) -> bytes:
+    """A WAV file with a chord."""
+    time_line = np.arange(int(seconds * rate)) / rate
+    wave = sum(0.1 * np.sin(2 * np.pi * f * time_line) for f in (220.0, 277.2, 329.6))
+    file = io.BytesIO()
+    soundfile.write(file, wave, rate, format="WAV")
+    return file.getvalue()
