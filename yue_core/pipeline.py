@@ -6,18 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from yue_core.audio.codec import CODEC_RATE, Codec
 from yue_core.audio.files import read_clip
 from yue_core.audio.mastering import Track, fade_out, limit, master
 from yue_core.audio.vocoder import Vocoder
+from yue_core.ensemble import Ensemble
 from yue_core.errors import ReferenceAudioError, RequestError
-from yue_core.lm.layout import LMWeights
 from yue_core.lm.load import load_lm
 from yue_core.progress import Progress
 from yue_core.song import Codes, Reference, Section, Song, SongRequest, SongTokens
-from yue_core.stage1 import MAX_NEW_TOKENS, Take, section_ids, song_tokens, write_songs
+from yue_core.stage1 import MAX_NEW_TOKENS, Take, section_ids, song_tokens
 from yue_core.stage2 import refine
 from yue_core.text.language import checkpoint_language, detect_language, language_tags
 from yue_core.text.lyrics import parse_lyrics
@@ -54,14 +55,14 @@ class Pipeline:
         self.tags = known_tags(files.tags)
         semantic = [vocabulary.end_of_audio, *vocabulary.codebook(0)]
         acoustic = range(vocabulary.codebook(1).start, vocabulary.codebook(vocabulary.num_codebooks - 1).stop)
-        loaded: dict[Path, LMWeights] = {}
-        self.stage1: dict[tuple[str, str], LMWeights] = {}
-        for key, folder in files.stage1.items():
-            if folder not in loaded:
-                loaded[folder] = load_lm(
-                    folder, semantic, normaliser=True, device=device, dtype=dtype, int8=precision == "int8"
-                )
-            self.stage1[key] = loaded[folder]
+        ensembles = {
+            folder: Ensemble(
+                load_lm(folder, semantic, normaliser=True, device=device, dtype=dtype, int8=precision == "int8"),
+                vocabulary,
+            )
+            for folder in dict.fromkeys(files.stage1.values())
+        }
+        self.stage1 = {key: ensembles[folder] for key, folder in files.stage1.items()}
         self.stage2 = load_lm(
             files.stage2, acoustic, normaliser=False, device=device, dtype=dtype, int8=precision == "int8"
         )
@@ -112,7 +113,7 @@ class Pipeline:
         """
         progress = progress or Progress(None)
         takes, plan = self.takes(request, progress, earlier, redo_section)
-        write_songs(self.stage1[plan.stage1], self.vocabulary, takes, progress)
+        self.stage1[plan.stage1].write(takes, progress)
         return self.render(plan, takes, progress)
 
     def takes(
@@ -132,14 +133,20 @@ class Pipeline:
             Take(prompt, request.sampling, request.seed, variation, list(audio), list(truncated))
             for variation in range(request.variations)
         ]
+        takes[0].check(self.stage1[plan.stage1].lm.config.max_positions)
         return takes, plan
+
+    def release(self) -> None:
+        """Free the working memory that songs have left; the weights stay."""
+        for ensemble in self.stage1.values():
+            ensemble.release()
 
     def render(self, plan: Plan, takes: Sequence[Take], progress: Progress) -> list[Song]:
         """Turn complete takes into songs: stage 2 for all of them at once, then codec, vocoder and mastering."""
         labels = [section.label for section in plan.sections[: plan.count]]
         tokens = [song_tokens(take, labels, self.vocabulary) for take in takes]
         tracks = [track for one in tokens for track in (one.vocals, one.instrumental)]
-        codes = refine(self.stage2, self.vocabulary, tracks, progress)
+        codes = [grid.astype(np.int16) for grid in refine(self.stage2, self.vocabulary, tracks, progress)]
         return [
             self._finish(plan, take, tokens[i], codes[2 * i], codes[2 * i + 1], progress)
             for i, take in enumerate(takes)

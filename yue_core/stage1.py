@@ -13,7 +13,6 @@ from yue_core.lm.kv import KVPool
 from yue_core.lm.layout import LMWeights
 from yue_core.lm.sampler import Knobs, draw, noise, process
 from yue_core.lm.transformer import forward, logits, normaliser, prefill
-from yue_core.progress import Progress
 from yue_core.song import TOKENS_PER_FRAME, Codes, Sampling, SectionSpan, SongTokens
 from yue_core.text.prompt import Prompt, fit_context
 from yue_core.text.vocabulary import Vocabulary
@@ -35,6 +34,8 @@ class Take:
     audio: list[list[int] | None]  # per section its ids with the closing end-of-audio, None until written
     truncated: list[bool]  # per section: its budget ran out
     warnings: list[str] = field(default_factory=list)
+    written: int = 0  # tokens drawn so far
+    failure: BaseException | None = None  # what ended it early
 
     @property
     def section(self) -> int | None:
@@ -45,6 +46,12 @@ class Take:
         """Guidance scale of one section."""
         default = FIRST_GUIDANCE if section == 0 else LATER_GUIDANCE
         return default if self.sampling.guidance_scale is None else self.sampling.guidance_scale
+
+    def check(self, max_positions: int) -> None:
+        """Raise LyricsError when some section cannot fit into the context whatever is dropped."""
+        budget = max_positions - self.sampling.max_new_tokens - 1
+        for section in range(len(self.audio)):
+            fit_context(self.prompt, self.prompt.sections[:section], budget)
 
     def context(self, section: int, max_positions: int) -> list[int]:
         """The ids before section `section`'s audio, cut to what the model can hold beside the section's budget."""
@@ -61,6 +68,12 @@ class Take:
         return ids
 
 
+def song_capacity(lm: LMWeights) -> list[int]:
+    """Slots of a song's two rows: prompted, unconditional."""
+    longest = lm.config.max_positions
+    return [longest, min(longest, MAX_NEW_TOKENS + 1)]
+
+
 class Stage1Batch:
     """Several takes written at once; takes join and leave between steps, and none depends on the others.
 
@@ -70,9 +83,7 @@ class Stage1Batch:
 
     def __init__(self, lm: LMWeights, vocabulary: Vocabulary, songs: int, choose: Draw = draw) -> None:
         self.lm, self.vocabulary, self.choose = lm, vocabulary, choose
-        longest = lm.config.max_positions
-        capacity = [longest, min(longest, MAX_NEW_TOKENS + 1)] * songs
-        self.pool = KVPool(lm.config, capacity, lm.device, lm.dtype)
+        self.pool = KVPool(lm.config, song_capacity(lm) * songs, lm.device, lm.dtype)
         self.takes: list[Take | None] = [None] * songs
         self._cached: list[list[int]] = [[] for _ in range(songs)]  # ids in each prompted row
         self._new: list[int] = [0] * songs  # tokens drawn in the open section
@@ -86,7 +97,6 @@ class Stage1Batch:
         """Add a take; raises IndexError when every place is taken."""
         place = self.takes.index(None)
         self.takes[place] = take
-        self._cached[place] = []
         self._open(place)
 
     def leave(self, take: Take) -> None:
@@ -103,6 +113,7 @@ class Stage1Batch:
         for place, index in zip(active, indices.tolist(), strict=True):
             take = self._at(place)
             self._new[place] += 1
+            take.written += 1
             if index == self._end or self._new[place] == take.sampling.max_new_tokens:
                 self._close(place, ended=index == self._end)
                 if take.section is None:
@@ -131,6 +142,7 @@ class Stage1Batch:
             self.pool.copy(2 * shared.index(kept), cond)
         self.pool.cut(cond, kept)
         self.pool.cut(uncond, 0)
+        self._cached[place] = ids[:kept]  # true also when the prefill is interrupted
         prefill(self.lm, self.pool, torch.tensor([ids[kept:-1]], device=self.lm.device), [cond])
         self._cached[place] = ids
         self._new[place] = 0
@@ -200,24 +212,6 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
             break
         count += 1
     return count
-
-
-def write_songs(
-    lm: LMWeights, vocabulary: Vocabulary, takes: Sequence[Take], progress: Progress, choose: Draw = draw
-) -> None:
-    """Write all takes in one batch; their `audio` and `truncated` are complete afterwards."""
-    batch = Stage1Batch(lm, vocabulary, len(takes), choose)
-    budget = sum(take.sampling.max_new_tokens for take in takes for audio in take.audio if audio is None)
-    with progress.stage("stage 1", budget, "token"):
-        for take in takes:
-            if take.section is not None:
-                batch.join(take)
-        while any(take is not None for take in batch.takes):
-            count = sum(take is not None for take in batch.takes)
-            batch.step()
-            progress.note(f"section {min(t.section or 0 for t in takes) + 1}/{len(takes[0].audio)}")
-            progress.advance(count)
-        progress.skip_to_end()
 
 
 def split_tracks(ids: Sequence[int], vocabulary: Vocabulary) -> tuple[Codes, Codes]:
