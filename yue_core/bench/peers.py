@@ -59,7 +59,7 @@ class Upstream:
     def stage2(self, prefix: Tensor, given: Tensor) -> Tensor:
         """After `prefix` [B, T], write 7 codes for each given codebook-0 id of `given` [B, frames]."""
         ids = prefix
-        for frame in given.split(1, dim=1):
+        for frame in torch.split(given, 1, dim=1):
             ids = torch.cat([ids, frame], dim=1)
             ids = self.models[1].generate(
                 ids,
@@ -94,12 +94,11 @@ class Strong:
         seen = torch.isin(allowed, prompt[0])[None]
         barred = torch.ones(1, 1, dtype=torch.bool, device=device)
         knobs = Knobs(
-            *(
-                torch.tensor([[value]], device=device)
-                for value in (FIRST_GUIDANCE, sampling.repetition_penalty, sampling.temperature)
-            ),
-            torch.tensor([[sampling.top_k]], device=device),
-            torch.tensor([[sampling.top_p]], device=device),
+            guidance=torch.tensor([[FIRST_GUIDANCE]], device=device),
+            penalty=torch.tensor([[sampling.repetition_penalty]], device=device),
+            temperature=torch.tensor([[sampling.temperature]], device=device),
+            top_k=torch.tensor([[sampling.top_k]], device=device),
+            top_p=torch.tensor([[sampling.top_p]], device=device),
         )
         uniform = torch.rand(new, dtype=torch.float64, device=device)
         ids = [prompt]
@@ -142,7 +141,7 @@ class Strong:
 
         forward(prefix)
         ids = [prefix]
-        for frame in given.split(1, dim=1):
+        for frame in torch.split(given, 1, dim=1):
             token = frame
             ids.append(token)
             for _ in range(7):

@@ -21,7 +21,7 @@ from yue_core.lm.transformer import dense, forward, logits, normaliser, prefill
 from yue_core.parity.upstream import Ints, closed, cut_reference
 from yue_core.progress import Progress
 from yue_core.song import Sampling
-from yue_core.stage1 import FIRST_GUIDANCE, LATER_GUIDANCE, Draw, Take, write_songs
+from yue_core.stage1 import FIRST_GUIDANCE, LATER_GUIDANCE, Draw, Stage1Batch, Take
 from yue_core.stage2 import refine
 from yue_core.text.lyrics import parse_lyrics
 from yue_core.text.prompt import Prompt, build_prompt
@@ -126,7 +126,10 @@ def stage1_tokens(lm: LMWeights, prompts: Sequence[Ids], sampling: Sampling, cho
     """
     sections = tuple(tuple(int(i) for i in ids) for ids in prompts)
     take = Take(Prompt((), sections, ()), sampling, 0, 0, [None] * len(sections), [False] * len(sections))
-    write_songs(lm, YUE, [take], Progress(None), choose)
+    batch = Stage1Batch(lm, YUE, 1, choose)
+    batch.join(take)
+    while take.section is not None:
+        batch.step()
     return [
         np.array(ids[:-1] if truncated else ids, dtype=np.int64)
         for ids, truncated in zip(take.audio, take.truncated, strict=True)
