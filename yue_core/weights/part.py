@@ -29,8 +29,10 @@ class Part:
     def __enter__(self) -> Part:
         self._file = self._path.open("a+b", buffering=0)
         self._file.seek(0)
-        while chunk := self._file.read(READ_BYTES):
+        left = os.fstat(self._file.fileno()).st_size
+        while left and (chunk := self._file.read(min(left, READ_BYTES))):
             self._hash(chunk)
+            left -= len(chunk)
         return self
 
     def __exit__(
