@@ -18,9 +18,7 @@ from yue_core.audio.codec import Codec
 from yue_core.audio.mastering import CROSSOVER, STEM_PEAK, Track, master
 from yue_core.audio.mastering import splice as splice_bands
 from yue_core.audio.vocoder import Vocoder
-from yue_core.lm.layout import LMWeights
-from yue_core.parity.tokens import stage2_codes
-from yue_core.parity.upstream import Ints, repair
+from yue_core.parity.upstream import Ints
 from yue_core.song import SAMPLE_RATE
 
 Floats = NDArray[np.floating[Any]]
@@ -75,39 +73,33 @@ def splice(low: Floats, high: Floats) -> Floats:
     return splice_bands(torch.from_numpy(low), torch.from_numpy(high)).numpy()
 
 
-def end_to_end(
-    lm: LMWeights,
-    codec: Codec,
-    vocoders: tuple[Vocoder, Vocoder],
-    vocals: Ints,
-    instrumentals: Ints,
-    rescale: bool = False,
-) -> dict[str, Ints | Floats]:
-    """From stage 1's codes [1, T] of both tracks to the song; `lm` is stage 2 with `upstream.STAGE2_IDS`.
+def song_waveforms(
+    codec: Codec, vocoders: tuple[Vocoder, Vocoder], vocals: Ints, instrumentals: Ints, rescale: bool = False
+) -> dict[str, Floats]:
+    """From stage 2's codes [8, T] of both tracks to the song; `vocoders` are the vocal and the instrumental one.
 
-    `stage2_vocals`, `stage2_instrumentals` [8, T], repaired; `vocal_16k`, `inst_16k`, `mix_16k` [320 T];
-    `vocal_44k_raw`, `inst_44k_raw`, `mix_44k`, `final_44k` [882 T]. Upstream's option `rescale` brings the
-    44.1 kHz mix to its limit by a factor instead of clamping it.
+    `vocal_16k`, `inst_16k`, `mix_16k` [320 T]; `vocal_44k_raw`, `inst_44k_raw`, `mix_44k`, `final_44k` [882 T].
+    Upstream's option `rescale` brings the 44.1 kHz mix to its limit by a factor instead of clamping it.
     """
-    codes = [repair(raw) for raw in stage2_codes(lm, [vocals[0], instrumentals[0]])]
-    low = [torch.from_numpy(codec_decode(codec, c)) for c in codes]
-    high: list[Tensor] = [vocoder(codec.embed(torch.from_numpy(c))) for vocoder, c in zip(vocoders, codes, strict=True)]
-    clamped = [track.clamp(-STEM_PEAK, STEM_PEAK) for track in low]
-    mix_16k, mix_44k = clamped[0] + clamped[1], high[0] + high[1]
+    tracks = []
+    for codes, vocoder in zip((vocals, instrumentals), vocoders, strict=True):
+        entries = torch.from_numpy(codes)
+        tracks.append(Track(codec.decode(entries), vocoder(codec.embed(entries))))
+    low = [track.low.clamp(-STEM_PEAK, STEM_PEAK) for track in tracks]
+    mix_16k, mix_44k = low[0] + low[1], tracks[0].high + tracks[1].high
     if rescale:
         mix_44k = mix_44k * min(STEM_PEAK / float(mix_44k.abs().max()), 1.0)
         final = splice_bands(mix_16k, mix_44k)
     else:
         mix_44k = mix_44k.clamp(-STEM_PEAK, STEM_PEAK)
-        final = master(Track(low[0], high[0]), Track(low[1], high[1]))["song"]
-    return {
-        "stage2_vocals": codes[0],
-        "stage2_instrumentals": codes[1],
-        "vocal_16k": clamped[0].numpy(),
-        "inst_16k": clamped[1].numpy(),
-        "mix_16k": mix_16k.numpy(),
-        "vocal_44k_raw": high[0].numpy(),
-        "inst_44k_raw": high[1].numpy(),
-        "mix_44k": mix_44k.numpy(),
-        "final_44k": final.numpy(),
+        final = master(*tracks)["song"]
+    waveforms = {
+        "vocal_16k": low[0],
+        "inst_16k": low[1],
+        "mix_16k": mix_16k,
+        "vocal_44k_raw": tracks[0].high,
+        "inst_44k_raw": tracks[1].high,
+        "mix_44k": mix_44k,
+        "final_44k": final,
     }
+    return {name: waveform.numpy() for name, waveform in waveforms.items()}

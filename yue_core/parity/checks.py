@@ -245,18 +245,16 @@ def _end_to_end(data: Golden) -> Iterator[Outcome]:
     yield _if_same_numbers(compare.equal("end to end, stage 1 tokens of upstream's draw", ids, answers))
     tracks = [arrays["stage1_vocals"], arrays["stage1_instrumentals"]]
     yield compare.equal("end to end, tracks of stage 1's ids", upstream.split_sections(answers), tracks)
+    lm = data.stage2(salts["stage2"])
+    codes = [upstream.repair(raw) for raw in tokens.stage2_codes(lm, [track[0] for track in tracks])]
+    want = [arrays["stage2_vocals"], arrays["stage2_instrumentals"]]
+    yield compare.equal("end to end, stage 2 codes", codes, want)
+    if "final_44k" not in arrays:
+        return
     vocoders = data.vocoders((salts["vocos_vocal"], salts["vocos_inst"]))
-    rescale = bool(info["rescale"])
-    song = audio.end_to_end(
-        data.stage2(salts["stage2"]), data.codec(salts["xcodec"]), vocoders, tracks[0], tracks[1], rescale
-    )
-    codes = [key for key in arrays if key.startswith("stage2_")]
-    yield compare.equal("end to end, stage 2 codes", [song[key] for key in codes], [arrays[key] for key in codes])
-    waves = [key for key in song if key in arrays and not key.startswith("stage2_")]
-    if waves:
-        bounds = [compare.FINAL if key == "final_44k" else compare.WAVEFORM for key in waves]
-        got, want = [song[key] for key in waves], [arrays[key] for key in waves]
-        yield compare.close("end to end, waveforms", got, want, bounds)
+    song = audio.song_waveforms(data.codec(salts["xcodec"]), vocoders, codes[0], codes[1], bool(info["rescale"]))
+    bounds = [compare.FINAL if name == "final_44k" else compare.WAVEFORM for name in song]
+    yield compare.close("end to end, waveforms", list(song.values()), [arrays[name] for name in song], bounds)
 
 
 CHECKS: tuple[tuple[tuple[str, ...], Callable[[Golden], Iterator[Outcome]]], ...] = (
