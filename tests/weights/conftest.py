@@ -32,6 +32,7 @@ class Trouble:
     body: bytes | None = None  # send this instead
     pause: float = 0.0  # seconds before each piece of 64 KiB
     ignore_range: bool = False
+    meet: threading.Barrier | None = None  # wait here for other requests
 
 
 @dataclass
@@ -96,6 +97,8 @@ class Handler(BaseHTTPRequestHandler):
         queue = self.state.troubles[self.path]
         trouble = queue.popleft() if queue else Trouble()
         content = self.state.files.get(self.path)
+        if trouble.meet:
+            trouble.meet.wait(30)
         if trouble.status or content is None:
             extra = {"Retry_After": trouble.retry_after} if trouble.retry_after else {}
             self._headers(trouble.status or 404, 0, **extra)
