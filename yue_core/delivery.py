@@ -110,26 +110,26 @@ def _alive(process: int) -> bool:
 def deliver(songs: Sequence[Song], request: SongRequest, profile: str, folder: Path) -> tuple[Path, list[str]]:
     """One checked file with all songs, named by seed and content; and warnings.
 
-    Raises AudioFileError when not even WAV can be written.
+    Raises MachineError, which names no path of the server, when not even WAV can be written.
     """
     digest = hashlib.sha256(b"".join(song.tokens.vocals.tobytes() for song in songs)).hexdigest()[:6]
     files: list[Path] = []
     warnings: list[str] = []
-    for song in songs:
-        take = f"-{song.variation + 1}" if len(songs) > 1 else ""
-        written, worries = write_files(song, request, profile, folder, f"{{track}}-{song.seed}-{digest}{take}")
-        files += written
-        warnings += worries
-    if len(files) == 1:
-        return files[0], warnings
-    archive = folder / f"song-{songs[0].seed}-{digest}.zip"
     try:
+        for song in songs:
+            take = f"-{song.variation + 1}" if len(songs) > 1 else ""
+            written, worries = write_files(song, request, profile, folder, f"{{track}}-{song.seed}-{digest}{take}")
+            files += written
+            warnings += worries
+        if len(files) == 1:
+            return files[0], warnings
+        archive = folder / f"song-{songs[0].seed}-{digest}.zip"
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as zipped:
             for file in files:
                 zipped.write(file, file.name)
                 file.unlink()
-    except OSError as error:
-        raise AudioFileError("The zip of all tracks cannot be written: the disk is full; free some space.") from error
+    except (AudioFileError, OSError) as error:
+        raise MachineError("The song could not be written: the server's disk is full; free some space.") from error
     return archive, warnings
 
 

@@ -15,7 +15,7 @@ from yue_core.errors import MachineError, YuEError
 from yue_core.lm.kv import KVPool
 from yue_core.pipeline import Pipeline
 from yue_core.progress import Cancelled
-from yue_core.stage1 import MAX_NEW_TOKENS
+from yue_core.stage1 import song_capacity
 
 OUR_FAULT = "The server made a mistake with this request; it is in the server's log."
 OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory")  # in words, where no class says so
@@ -40,6 +40,8 @@ class Guard:
             if mine:
                 traceback.print_exc(file=sys.__stderr__)  # sys.stderr would be sent to the caller
             traceback.clear_frames(error.__traceback__)  # they hold the tensors
+            if is_out_of_memory(error):
+                self.pipeline.release()
             release_memory()
             if not mine:
                 raise
@@ -62,9 +64,8 @@ class Guard:
 
     def what_fits(self) -> str:
         """A sentence on the memory that is free and the number of variations that it holds."""
-        lm = next(iter(self.pipeline.stage1.values()))
-        tokens = lm.config.max_positions + min(lm.config.max_positions, MAX_NEW_TOKENS + 1)
-        each = tokens * KVPool.bytes_per_token(lm.config, lm.dtype)
+        lm = next(iter(self.pipeline.stage1.values())).lm
+        each = sum(song_capacity(lm)) * KVPool.bytes_per_token(lm.config, lm.dtype)
         free = free_memory(self.pipeline.device)
         return (
             f"The memory is full: {free / 1e9:.1f} GB are free now and one variation takes {each / 1e9:.2f} GB, "

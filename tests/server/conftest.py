@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.server.serving import Server
+from tests.server.serving import Server, Webhooks
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +28,17 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
 def server(start_server: Callable[..., Server]) -> Server:
     """The predictor as it is delivered, on `tiny`; shared by all tests that leave it running."""
     return start_server()
+
+
+@pytest.fixture(scope="session")
+def faulty(start_server: Callable[..., Server]) -> Server:
+    """The predictor that fails to order; shared."""
+    return start_server(predictor="tests/server/faulty.py:Faulty", LOG_FORMAT="json")
+
+
+@pytest.fixture
+def webhooks() -> Iterator[Webhooks]:
+    """A receiver for the server's webhooks."""
+    receiver = Webhooks()
+    yield receiver
+    receiver.http.shutdown()

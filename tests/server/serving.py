@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import os
 import signal
 import socket
 import subprocess
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import httpx
@@ -21,6 +24,8 @@ from yue_core.commands.serve import ROOT, server_command, server_environment
 
 LYRICS = "[verse]\nPaper boats are drifting on the rain\n"
 SHORT = {"lyrics": LYRICS, "genre_tags": "pop", "max_new_tokens": 100, "seed": 1}  # one second of song
+NO_MODELS = "no-stage1 no-stage2"  # tags that the faulty predictor understands
+QUICK = SHORT | {"genre_tags": NO_MODELS}
 START_SECONDS, ANSWER_SECONDS, STOP_SECONDS = 120, 300, 60
 
 
@@ -86,6 +91,14 @@ class Server:
         response = self.send("PUT", f"/predictions/{name}", json=body, headers={"Prefer": "respond-async"})
         assert response.status_code == 202, response.text
 
+    def wait_for_log(self, name: str, words: str, seconds: float = ANSWER_SECONDS) -> None:
+        """Wait until the prediction of that id has logged those words."""
+        for _ in range(int(seconds / 0.02)):
+            if any(name in line and words in line for line in self.log.read_text().splitlines()):
+                return
+            time.sleep(0.02)
+        raise AssertionError(f"{name} never logged {words!r}: {self.log.read_text()[-3000:]}")
+
     def cancel(self, name: str) -> None:
         assert self.http.post(f"/predictions/{name}/cancel").status_code == 200
 
@@ -130,3 +143,33 @@ def clip(seconds: float = 2.0, rate: int = 16_000) -> bytes:
     file = io.BytesIO()
     soundfile.write(file, wave, rate, format="WAV")
     return file.getvalue()
+
+
+class Webhooks:
+    """Receives what the server posts."""
+
+    def __init__(self) -> None:
+        bodies: list[dict[str, Any]] = []
+
+        class Receiver(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.bodies = bodies
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
+        self.url = f"http://127.0.0.1:{self.http.server_port}/"
+        Thread(target=self.http.serve_forever, daemon=True).start()
+
+    def finished(self, name: str, seconds: float = ANSWER_SECONDS) -> dict[str, Any]:
+        """The last body about the prediction of that id."""
+        for _ in range(int(seconds / 0.02)):
+            for body in self.bodies:
+                if body["id"] == name and body["status"] in ("succeeded", "failed", "canceled"):
+                    return body
+            time.sleep(0.02)
+        raise AssertionError(f"{name} never ended: {self.bodies}")
