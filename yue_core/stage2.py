@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from yue_core.errors import MachineError
+from yue_core.lm.generation import GenerationDefaults
 from yue_core.lm.kv import KVPool
 from yue_core.lm.layout import LMWeights
+from yue_core.lm.sampler import draw, noise, penalise, truncate
 from yue_core.lm.transformer import forward, logits, prefill
 from yue_core.progress import Progress
 from yue_core.song import Codes
@@ -22,6 +24,7 @@ PROMPT_EXTRA = 3  # <SOA>, <stage_1> before the window's codes, <stage_2> after
 
 
 Grid = np.ndarray[tuple[int, int], np.dtype[np.int64]]  # codes [K, T]
+Choose = Callable[[Tensor, int, int], Tensor]  # hidden states [R, H], frame, codebook -> ids [R]
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,20 @@ class Window:
     start: int  # frames
     length: int
     keep: int  # its last `keep` frames are new; earlier ones belong to the window before
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How to draw where the checkpoint's own settings are not greedy; upstream names none for stage 2."""
+
+    settings: GenerationDefaults
+    songs: Sequence[tuple[int, int, int]]  # per track: seed, variation, track of the song counted from 1
+
+    def uniforms(self, window: Window, per_frame: int) -> Tensor:
+        """One uniform per code that is drawn [T, K - 1]; a frame has the same ones in whatever window it lies."""
+        seed, variation, track = self.songs[window.track]
+        values = noise(seed, variation, window.start * per_frame, window.length * per_frame, track)
+        return values.view(window.length, per_frame)
 
 
 def windows_of(lengths: Sequence[int], overlap: bool = True) -> list[Window]:
@@ -60,12 +77,14 @@ def refine(
     *,
     overlap: bool = True,
     batch: int | None = None,
+    drawing: Drawing | None = None,
 ) -> list[Grid]:
     """Codes [K, T] of every track, given its codebook-0 codes [T] with T >= 1.
 
     Code k is drawn greedily among the head's ids of codebook k; `lm.drawable` must be the ids of codebooks 1 to
     K - 1 in order. If it is anything else, each step draws among all of it and codes may fall outside
     0..codebook_size - 1, as upstream's do. `batch` bounds the windows that run at once (None: what memory holds).
+    With `drawing` codes are drawn as it says; no window's codes depend on the others.
     """
     windows = windows_of([len(track) for track in tracks], overlap)
     size = batch or windows_that_fit(lm, vocabulary, len(windows))
@@ -73,7 +92,9 @@ def refine(
     groups = [windows[i : i + size] for i in range(0, len(windows), size)]
     with progress.stage("stage 2", sum(group[0].length for group in groups), "frame"):
         for group in groups:
-            refined = _run(lm, vocabulary, [tracks[w.track][w.start :][: w.length] for w in group], progress)
+            pieces = [tracks[w.track][w.start :][: w.length] for w in group]
+            choose = _chooser(lm, vocabulary, group, drawing) if drawing else _greedy(lm, vocabulary)
+            refined = _run(lm, vocabulary, pieces, choose, progress)
             for window, result in zip(group, refined, strict=True):
                 end = window.start + window.length
                 codes[window.track][:, end - window.keep : end] = result[:, -window.keep :]
@@ -104,7 +125,9 @@ def windows_that_fit(lm: LMWeights, vocabulary: Vocabulary, wanted: int) -> int:
     return min(wanted, fitting)
 
 
-def _run(lm: LMWeights, vocabulary: Vocabulary, windows: Sequence[Codes], progress: Progress) -> list[Grid]:
+def _run(
+    lm: LMWeights, vocabulary: Vocabulary, windows: Sequence[Codes], choose: Choose, progress: Progress
+) -> list[Grid]:
     """Codes [K, T] of each window (longest first), all side by side, seven passes per frame."""
     per_frame = vocabulary.num_codebooks - 1
     pool = KVPool(lm.config, [slots_of(len(w), vocabulary) for w in windows], lm.device, lm.dtype)
@@ -123,7 +146,7 @@ def _run(lm: LMWeights, vocabulary: Vocabulary, windows: Sequence[Codes], progre
         chosen = []
         for k in range(1, per_frame + 1):
             hidden = forward(lm, pool, token, rows)[:, -1]
-            token = _choose(lm, vocabulary, hidden, k)[:, None]
+            token = choose(hidden, frame, k)[:, None]
             chosen.append(token)
         last = token
         drawn.append(torch.cat(chosen, dim=1))
@@ -152,10 +175,41 @@ def _equal_lengths(windows: Sequence[Codes]) -> list[slice]:
     return [slice(a, b) for a, b in zip([0, *borders], [*borders, len(windows)], strict=True)]
 
 
-def _choose(lm: LMWeights, vocabulary: Vocabulary, hidden: Tensor, k: int) -> Tensor:
-    """Greedy ids [R] for codebook `k`, given hidden states [R, H]."""
-    size, books = vocabulary.codebook_size, vocabulary.num_codebooks - 1
-    if len(lm.drawable) != size * books:
-        return lm.drawable[logits(lm, hidden).argmax(-1)]
-    rows = slice((k - 1) * size, k * size)
-    return lm.drawable[rows][logits(lm, hidden, rows).argmax(-1)]
+def _rows(lm: LMWeights, vocabulary: Vocabulary, k: int) -> slice:
+    """The part of the head that a step for codebook `k` draws from."""
+    size = vocabulary.codebook_size
+    if len(lm.drawable) != size * (vocabulary.num_codebooks - 1):
+        return slice(None)
+    return slice((k - 1) * size, k * size)
+
+
+def _greedy(lm: LMWeights, vocabulary: Vocabulary) -> Choose:
+    """The likeliest id of each step."""
+
+    def choose(hidden: Tensor, _: int, k: int) -> Tensor:
+        rows = _rows(lm, vocabulary, k)
+        return lm.drawable[rows][logits(lm, hidden, rows).argmax(-1)]
+
+    return choose
+
+
+def _chooser(lm: LMWeights, vocabulary: Vocabulary, windows: Sequence[Window], drawing: Drawing) -> Choose:
+    """Ids drawn with a checkpoint's own settings: repetition penalty, then top-k and top-p where it samples."""
+    settings, per_frame = drawing.settings, vocabulary.num_codebooks - 1
+    uniforms = [drawing.uniforms(window, per_frame).to(lm.device) for window in windows]
+    seen = torch.zeros(len(windows), len(lm.drawable), dtype=torch.bool, device=lm.device)
+    top_k = torch.tensor([[settings.top_k]], device=lm.device)
+
+    def choose(hidden: Tensor, frame: int, k: int) -> Tensor:
+        count, rows = len(hidden), _rows(lm, vocabulary, k)
+        here = seen[:count, rows]
+        scores = penalise(logits(lm, hidden, rows), here, torch.tensor(settings.repetition_penalty))
+        if settings.do_sample:
+            kept = truncate(scores / settings.temperature, top_k.expand(count, 1), torch.tensor(settings.top_p))
+            index = draw(kept, torch.stack([uniform[frame, k - 1] for uniform in uniforms[:count]]))
+        else:
+            index = scores.argmax(-1)
+        here.scatter_(1, index[:, None], True)
+        return lm.drawable[rows][index]
+
+    return choose

@@ -71,7 +71,11 @@ def draw(scores: Tensor, uniform: Tensor) -> Tensor:
     return order.gather(-1, torch.minimum(rank, possible - 1)).squeeze(-1)
 
 
-def noise(seed: int, variation: int, start: int, count: int) -> Tensor:
-    """Uniforms [count] for the song's steps from `start` on; they depend on (seed, variation, step) alone."""
-    philox = np.random.Philox(key=np.array([seed, variation], dtype=np.uint64))
-    return torch.from_numpy(np.random.Generator(philox).random(start + count)[start:])
+def noise(seed: int, variation: int, start: int, count: int, stream: int = 0) -> Tensor:
+    """Uniforms [count] for the song's steps from `start` on; they depend on (seed, variation, stream, step) alone.
+
+    Stream 0 is stage 1; others are for what else is drawn in the same song.
+    """
+    key, counter = np.array([seed, variation], dtype=np.uint64), np.array([0, 0, 0, stream], dtype=np.uint64)
+    generator = np.random.Generator(np.random.Philox(counter=counter, key=key))
+    return torch.from_numpy(generator.random(start + count)[start:])
