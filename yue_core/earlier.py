@@ -134,15 +134,17 @@ def go_on(request: SongRequest, earlier: EarlierSong, redo_section: int | None) 
             raise RequestError(f"redo_section replaces one section, and the lyrics have {len(new)}; give one.")
         sections = (*old[: redo_section - 1], *(new or old[redo_section - 1 : redo_section]), *old[redo_section:])
         count = None
-    sings = bool(new) or redo_section is not None
+    if not new and redo_section is None:
+        form, limiter = request.output_format, request.limiter
+        return replace(earlier.request, output=request.output, output_format=form, limiter=limiter), []
     whole = replace(
-        request if sings else replace(request, seed=earlier.request.seed, variations=1),
+        request,
         lyrics="".join(section.prompt for section in sections),
         num_segments=len(old) + count if count and count > 0 else count,
         genre_tags=request.genre_tags if request.genre_tags.strip() else earlier.request.genre_tags,
         language=earlier.request.language if request.language == "auto" else request.language,
     )
     warnings = []
-    if sings and earlier.had_reference and request.reference is None:
+    if earlier.had_reference and request.reference is None:
         warnings.append("The earlier song followed a reference clip; give it again to keep its style.")
     return whole, warnings
