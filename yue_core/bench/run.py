@@ -1,0 +1,205 @@
+"""Time every arm on the same weights in one process, and write one report."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from yue_core.bench.ours import (
+    acoustic,
+    acoustic_bytes,
+    prompt_ids,
+    refine_frames,
+    semantic,
+    semantic_batch,
+    semantic_bytes,
+    write_tokens,
+)
+from yue_core.bench.shapes import Shape, write_checkpoint
+from yue_core.lm.load import load_lm
+from yue_core.song import FRAMES_PER_SECOND, TOKENS_PER_FRAME, Sampling
+from yue_core.stage2 import WINDOW
+
+CONTEXT = 460  # ids of a usual first prompt
+FULL_SECONDS = 6.0  # the longest song that upstream's method sings in full; beyond it, its cost is integrated
+PROBE = 8  # tokens or frames of one look at upstream's cost
+
+Report = dict[str, Any]
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the GPU, where there is one."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def timed(device: torch.device, work: Callable[[], object]) -> float:
+    """Seconds of one call."""
+    synchronize(device)
+    started = time.perf_counter()
+    work()
+    synchronize(device)
+    return time.perf_counter() - started
+
+
+def bandwidth(device: torch.device) -> float:
+    """Bytes per second of reading a large tensor, best of five."""
+    values = torch.ones((2 << 30 if device.type == "cuda" else 64 << 20), device=device, dtype=torch.float32)
+    values.sum()
+    return values.nbytes / min(timed(device, values.sum) for _ in range(5))
+
+
+def memory(device: torch.device) -> float:
+    """Megabytes in use: of the GPU, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def stages(first: float, second: float, seconds: float, kind: str) -> Report:
+    """One arm's figures."""
+    tokens = seconds * FRAMES_PER_SECOND * TOKENS_PER_FRAME
+    song = first + second
+    return {
+        "kind": kind,
+        "stage1": {"seconds": first, "tokens_per_second": tokens / first, "real_time_factor": first / seconds},
+        "stage2": {
+            "seconds": second,
+            "frames_per_second": seconds * FRAMES_PER_SECOND / second,
+            "real_time_factor": second / seconds,
+        },
+        "song": {"seconds": song, "real_time_factor": song / seconds},
+    }
+
+
+def peer(arm: Any, seconds: float, device: torch.device) -> Report:
+    """Time a yardstick: in full for a short song, else integrated from looks at its cost along the song."""
+    sampling = Sampling()
+    frames = round(seconds * FRAMES_PER_SECOND)
+    tokens = frames * TOKENS_PER_FRAME
+    prompt = torch.tensor([prompt_ids(CONTEXT)], device=device)
+    windows = max(1, 2 * frames // WINDOW)
+    prefix = torch.full((windows, WINDOW + 3), 45334, device=device)
+    given = torch.full((windows, WINDOW), 45334, device=device)
+    arm.stage1(prompt, 4, sampling)
+    arm.stage2(prefix[:, :8], given[:, :1])
+    if seconds <= FULL_SECONDS:
+        first = timed(device, lambda: arm.stage1(prompt, tokens, sampling))
+        second = timed(device, lambda: arm.stage2(prefix, given))
+        return stages(first, second, seconds, "measured")
+
+    def token(context: int) -> float:
+        ids = torch.tensor([prompt_ids(context)], device=device)
+        short = timed(device, lambda: arm.stage1(ids, PROBE, sampling))
+        long = timed(device, lambda: arm.stage1(ids, 4 * PROBE, sampling))
+        return (long - short) / (3 * PROBE)
+
+    def frame(done: int) -> float:
+        ids = torch.full((windows, WINDOW + 3 + 8 * done), 45334, device=device)
+        short = timed(device, lambda: arm.stage2(ids, given[:, :1]))
+        long = timed(device, lambda: arm.stage2(ids, given[:, :3]))
+        return (long - short) / 2
+
+    first = tokens * (token(CONTEXT) + 2 * token(CONTEXT + tokens // 2) + token(CONTEXT + tokens)) / 4
+    second = WINDOW * (frame(0) + 2 * frame(WINDOW // 2) + frame(WINDOW - 3)) / 4
+    return stages(first, second, seconds, "integrated")
+
+
+def engine(folder: Path, seconds: float, device: torch.device, dtype: torch.dtype, int8: bool, speed: float) -> Report:
+    """Time our engine in full, with its share of what the memory's bandwidth allows."""
+    frames = round(seconds * FRAMES_PER_SECOND)
+    tokens = frames * TOKENS_PER_FRAME
+    lm = load_lm(folder / "stage1", semantic(), normaliser=True, device=device, dtype=dtype, int8=int8)
+    write_tokens(lm, CONTEXT, 100)  # warm up: kernels, graphs, pages
+    first = timed(device, lambda: write_tokens(lm, CONTEXT, tokens))
+    limit = semantic_bytes(lm, CONTEXT, tokens) / speed
+    trimmed = timed(device, lambda: write_tokens(lm, CONTEXT, tokens, penalty=1.0))
+    growth = {context: step_seconds(lm, context) for context in (500, 4000)}
+    acoustic_lm = load_lm(folder / "stage2", acoustic(), normaliser=False, device=device, dtype=dtype, int8=int8)
+    refine_frames(acoustic_lm, 10)
+    before = memory(device)
+    second = timed(device, lambda: refine_frames(acoustic_lm, frames))
+    after = memory(device)
+    floor = acoustic_bytes(acoustic_lm, max(1, 2 * frames // WINDOW), min(frames, WINDOW)) / speed
+    report = stages(first, second, seconds, "measured")
+    report["stage1"] |= {"percent_of_limit": 100 * limit / first, "seconds_without_penalty": trimmed}
+    report["stage1"] |= {"ms_per_token": 1e3 * first / tokens}
+    report["stage1"]["step_ms_at_context"] = {str(k): 1e3 * v for k, v in growth.items()}
+    report["stage1"]["growth_500_to_4000"] = growth[4000] / growth[500]
+    report["stage2"] |= {"percent_of_limit": 100 * floor / second}
+    report["memory_mb"] = {"after warm-up": before, "at the end": after}
+    return report
+
+
+def step_seconds(lm: Any, context: int, steps: int = 60) -> float:
+    """Median seconds of one step at a context, guidance included, without the penalty's whole-vocabulary head."""
+    batch = semantic_batch(lm, context, 2 * steps, penalty=1.0)
+    for _ in range(10):
+        batch.step()
+    times = sorted(timed(lm.device, batch.step) for _ in range(steps))
+    return times[len(times) // 2]
+
+
+def boot(folder: Path, device: torch.device, precision: str) -> Report:
+    """Seconds from a fresh process to its first token, in parts."""
+    command = [sys.executable, "-m", "yue_core.bench.boot", str(folder / "stage1"), device.type, precision]
+    out = subprocess.run(command, check=True, capture_output=True, text=True)
+    parts: Report = json.loads(out.stdout.splitlines()[-1])
+    return parts | {"total": sum(parts.values())}
+
+
+def machine(device: torch.device, speed: float) -> Report:
+    """What the figures were taken on."""
+    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else names[0].split(":")[1].strip(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "read_gb_per_second": speed / 1e9,
+    }
+
+
+def run(
+    shape: Shape, folder: Path, seconds: float, device: torch.device, precision: str, keep: Callable[[Report], None]
+) -> Report:
+    """All arms; `keep` gets the report after each, so that nothing measured is lost."""
+    from yue_core.bench.peers import Strong, Upstream, load_peers  # transformers is for the yardsticks only
+    from yue_core.pipeline import PRECISIONS
+
+    dtype = PRECISIONS[precision]
+    for name, config in (("stage1", shape.stage1), ("stage2", shape.stage2)):
+        if not (folder / name / "model.safetensors").exists():
+            write_checkpoint(config, folder / name, dtype, device)
+    speed = bandwidth(device)
+    report: Report = {"machine": machine(device, speed), "precision": precision, "seconds_of_audio": seconds}
+    arms: Report = {}
+    report["arms"] = arms
+    with torch.no_grad():
+        for name, int8 in (("ours", False), ("ours int8", True)):
+            arms[name] = engine(folder, seconds, device, dtype, int8, speed)
+            keep(report)
+            gc.collect()
+        models = load_peers([folder / "stage1", folder / "stage2"], dtype, device)
+        for name, arm in (("strong", Strong(*models)), ("upstream", Upstream(*models))):
+            arms[name] = peer(arm, seconds, device)
+            keep(report)
+    for key, base in (("speedup", "upstream"), ("speedup_over_strong", "strong")):
+        report[key] = {
+            stage: arms[base][stage]["seconds"] / arms["ours"][stage]["seconds"]
+            for stage in ("stage1", "stage2", "song")
+        }
+    report["boot"] = boot(folder, device, precision)
+    keep(report)
+    return report
