@@ -13,7 +13,7 @@ from torch import nn
 
 from yue_core.errors import WeightsError
 
-AGAIN = "run the weights script again to fetch it anew."
+AGAIN = "run scripts/weights fetch."
 
 
 def read_config(folder: Path) -> dict[str, Any]:
