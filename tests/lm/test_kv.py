@@ -1,0 +1,77 @@
+"""The pool's bookkeeping: runs of equal rows, cutting, copying, overflow, the device's copy of the lengths."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from yue_core.lm.config import LMConfig
+from yue_core.lm.kv import KVPool, Run
+
+CONFIG = LMConfig(16, 2, 4, 2, 32, 50, 64, 10_000.0, 1e-5)
+
+
+def pool_of(capacity: list[int], lengths: list[int]) -> KVPool:
+    pool = KVPool(CONFIG, capacity, torch.device("cpu"), torch.float32)
+    for row, length in enumerate(lengths):
+        pool.cut(row, length)
+    return pool
+
+
+@pytest.mark.parametrize(
+    ("rows", "runs"),
+    [
+        ([0, 1, 2], [Run(0, 2, 0, 10, 4), Run(2, 1, 20, 10, 5)]),  # a length of its own ends a run
+        ([0, 1, 3], [Run(0, 2, 0, 10, 4), Run(2, 1, 30, 6, 4)]),
+        ([3, 4], [Run(0, 1, 30, 6, 4), Run(1, 1, 36, 8, 4)]),  # so does a capacity
+        ([1, 0], [Run(0, 1, 10, 10, 4), Run(1, 1, 0, 10, 4)]),  # and an order that is not the pool's
+        ([0, 2], [Run(0, 1, 0, 10, 4), Run(1, 1, 20, 10, 5)]),
+        ([4], [Run(0, 1, 36, 8, 4)]),
+    ],
+)
+def test_runs(rows: list[int], runs: list[Run]) -> None:
+    assert list(pool_of([10, 10, 10, 6, 8], [4, 4, 5, 4, 4]).runs(rows)) == runs
+
+
+def test_a_window_is_a_view_of_its_rows_slots() -> None:
+    pool = pool_of([10, 10, 6], [4, 4, 2])
+    pool.keys.zero_()
+    (run,) = pool.runs([0, 1])
+    window = pool.window(pool.keys[1], run, 5)
+    assert window.shape == (2, 5, 2, 4)
+    window[1, 4] = 7.0
+    assert bool((pool.keys[1, 14] == 7.0).all())
+    assert int((pool.keys != 0).sum()) == pool.keys[1, 14].numel()
+
+
+def test_cut_and_grow_keep_both_tables_together() -> None:
+    pool = pool_of([5, 5], [0, 3])
+    pool.grow([0, 1], 2)
+    assert pool.length == [2, 5]
+    pool.cut(1, 1)
+    pool.cut(0, pool.length[0])
+    assert pool.length == [2, 1] == pool.device_length.tolist()
+    assert pool.base == [0, 5] == pool.device_base.tolist()
+    with pytest.raises(IndexError, match="row 0 holds 5 tokens, not 6"):
+        pool.grow([0], 4)
+
+
+def test_copy_takes_the_filled_part_alone() -> None:
+    pool = pool_of([6, 8], [4, 1])
+    pool.keys.copy_(torch.arange(pool.keys.numel()).view(pool.keys.shape))
+    pool.values.copy_(-pool.keys)
+    before = pool.keys.clone()
+    pool.copy(0, 1)
+    assert pool.length == [4, 4] == pool.device_length.tolist()
+    assert torch.equal(pool.keys[:, 6:10], before[:, 0:4])
+    assert torch.equal(pool.values[:, 6:10], -before[:, 0:4])
+    assert torch.equal(pool.keys[:, 10:], before[:, 10:])
+    assert torch.equal(pool.keys[:, :6], before[:, :6])
+
+
+def test_bytes_per_token_of_the_published_models() -> None:
+    """facts: performance, 1.1 and 1.3."""
+    from yue_core.lm.checkpoint import STAGE1, STAGE2
+
+    assert KVPool.bytes_per_token(STAGE1, torch.bfloat16) == 65_536
+    assert KVPool.bytes_per_token(STAGE2, torch.bfloat16) == 262_144
