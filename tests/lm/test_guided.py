@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -11,51 +13,24 @@ from yue_core.lm.config import LMConfig
 from yue_core.lm.graph import in_chunks
 from yue_core.lm.guided import GuidedRows
 from yue_core.lm.kernels import step as step_module
-from yue_core.lm.kernels import twins
 from yue_core.lm.kernels.step import FastStep
 from yue_core.lm.kv import KVPool
-from yue_core.lm.layout import Layer, LMWeights, Matrix
+from yue_core.lm.layout import LMWeights
 from yue_core.lm.sampler import Knobs, draw, process
 from yue_core.lm.transformer import forward, logits, normaliser, prefill
 from yue_core.song import Sampling
 
 CONFIG = LMConfig(64, 2, 2, 1, 96, 90, 128, 10_000.0, 1e-5)
+pytestmark = pytest.mark.usefixtures("twin_step")
 END = 7  # place of end-of-audio among the drawable ids
 DRAWABLE = list(range(10, 70))
 SETTINGS = Sampling(max_new_tokens=14, min_new_tokens=3, top_k=9, top_p=0.9)
 PROMPTS = [[3, 80, 12, 5], [40, 41]]
 
 
-@pytest.fixture(scope="module")
-def lm() -> LMWeights:
-    generator = torch.Generator().manual_seed(2)
-
-    def random(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator) / shape[-1] ** 0.5
-
-    h, i = CONFIG.hidden_size, CONFIG.intermediate_size
-    layers = [
-        Layer(
-            torch.ones(h),
-            Matrix(random(CONFIG.qkv_size, h)),
-            Matrix(random(h, h)),
-            torch.ones(h),
-            Matrix(random(2 * i, h)),
-            Matrix(random(h, i)),
-        )
-        for _ in range(2)
-    ]
-    table = random(CONFIG.vocab_size, h) * 8
-    rest = [n for n in range(CONFIG.vocab_size) if n not in DRAWABLE]
-    embedding = random(CONFIG.vocab_size, h) * 8
-    return LMWeights(CONFIG, embedding, layers, torch.ones(h), table[DRAWABLE], torch.tensor(DRAWABLE), table[rest])
-
-
 @pytest.fixture
-def twin_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let FastStep run on the twins."""
-    for name in ("embed", "qkv", "attention", "residual", "swiglu", "head"):
-        monkeypatch.setattr(step_module, name, getattr(twins, name))
+def lm(make_lm: Callable[..., LMWeights]) -> LMWeights:
+    return make_lm(CONFIG, DRAWABLE)
 
 
 def uniforms(song: int) -> Tensor:
@@ -98,7 +73,6 @@ def on_the_host(lm: LMWeights, song: int, settings: Sampling = SETTINGS) -> list
     return drawn
 
 
-@pytest.mark.usefixtures("twin_step")
 def test_songs_equal_the_host_loop_and_do_not_influence_each_other(lm: LMWeights) -> None:
     rows = guided(lm, 3)  # the middle place stays empty
     enter(lm, rows, 0, 0)
@@ -114,7 +88,6 @@ def test_songs_equal_the_host_loop_and_do_not_influence_each_other(lm: LMWeights
     assert rows.pool.device_length.tolist() == rows.pool.length  # done rows did not move on
 
 
-@pytest.mark.usefixtures("twin_step")
 def test_end_of_audio_is_barred_and_then_ends_the_song(lm: LMWeights, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = guided(lm, 1)
     enter(lm, rows, 0, 0)
@@ -129,7 +102,6 @@ def test_end_of_audio_is_barred_and_then_ends_the_song(lm: LMWeights, monkeypatc
     assert END not in drawn[:-1]
 
 
-@pytest.mark.usefixtures("twin_step")
 def test_the_budget_ends_a_song(lm: LMWeights) -> None:
     settings = Sampling(max_new_tokens=5, min_new_tokens=5, top_k=9)
     rows = guided(lm, 1)
@@ -140,7 +112,6 @@ def test_the_budget_ends_a_song(lm: LMWeights) -> None:
     assert rows.close(0).tolist() == on_the_host(lm, 1, settings)
 
 
-@pytest.mark.usefixtures("twin_step")
 def test_a_step_reads_nothing_on_the_host(lm: LMWeights, monkeypatch: pytest.MonkeyPatch) -> None:
     # The twin of attention reads lengths; the kernel's launch does not.
     monkeypatch.setattr(step_module, "attention", lambda *tensors, pdl: tensors[-1].copy_(tensors[0]))

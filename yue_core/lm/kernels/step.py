@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from triton import next_power_of_2
 
 from yue_core.lm.kernels.attention import attention
 from yue_core.lm.kernels.layer import embed, head, qkv, residual, swiglu
@@ -12,7 +13,7 @@ from yue_core.lm.kv import KVPool
 from yue_core.lm.layout import LMWeights
 from yue_core.lm.transformer import rotary_table
 
-SPLITS = 32  # of a row's keys: enough programs for two rows of four key heads
+PROGRAMS_PER_ROW = 128  # of attention, at the least: two rows then fill a GPU
 HEAD_DIMS = (16, 32, 64, 128)
 MASS_PIECE = 16  # logits per partial log-sum-exp, at the least
 
@@ -32,9 +33,11 @@ class FastStep:
         rows: int,
         *,
         new: int = 1,
-        splits: int = SPLITS,
+        splits: int | None = None,
         pdl: bool = False,
     ) -> None:
+        """`splits` into which a row's keys are cut, a power of two; never by the number of rows, or results would
+        depend on it."""
         config, device, dtype = weights.config, weights.device, weights.dtype
         if config.hidden_size % 32 or config.intermediate_size % 16 or config.head_dim not in HEAD_DIMS:
             raise ValueError(f"no kernels for heads of {config.head_dim} in {config.hidden_size}")
@@ -42,6 +45,7 @@ class FastStep:
         self.base = pool.device_base[:rows]
         self.length = pool.device_length[:rows]
         self.rotary = rotary_table(config, device)
+        splits = splits or next_power_of_2(-(-PROGRAMS_PER_ROW // config.num_kv_heads))  # pieces of a row's keys
         heads, width, count = config.num_heads, config.hidden_size, rows * new
 
         def buffer(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -11,7 +11,7 @@ from yue_core.lm.layout import Matrix
 from yue_core.lm.transformer import attend, rotate
 
 
-def _full(matrix: Matrix) -> Tensor:
+def full(matrix: Matrix) -> Tensor:
     """The matrix in float32."""
     weight = matrix.weight.float()
     return weight if matrix.scale is None else weight * matrix.scale.float()[:, None]
@@ -64,7 +64,7 @@ def qkv(
     position = length.long()[:, None] + torch.arange(rows // count, device=x.device)  # [R, Q]
     slot = (base.long()[:, None] + position).flatten()
     cos, sin = (table[position].unsqueeze(2) for table in rotary)
-    mixed = (_normed(x, square, eps) @ _full(matrix).T).view(count, -1, heads + 2 * kv, width)
+    mixed = (_normed(x, square, eps) @ full(matrix).T).view(count, -1, heads + 2 * kv, width)
     turned = rotate(mixed[:, :, : heads + kv], cos, sin).flatten(0, 1)  # [M, heads + kv, D]
     query.copy_(turned[:, :heads])
     keys[slot] = turned[:, heads:].to(keys.dtype)
@@ -104,7 +104,7 @@ def residual(
     pdl: bool = False,
 ) -> None:
     """See layer.residual."""
-    hidden += x.float() @ _full(matrix).T
+    hidden += x.float() @ full(matrix).T
     _follow(hidden, gain, out, square)
 
 
@@ -119,7 +119,7 @@ def swiglu(
     pdl: bool = False,
 ) -> None:
     """See layer.swiglu."""
-    gate, up = (_normed(x, square, eps) @ _full(matrix).T).chunk(2, dim=1)
+    gate, up = (_normed(x, square, eps) @ full(matrix).T).chunk(2, dim=1)
     out.copy_(F.silu(gate) * up)
 
 
