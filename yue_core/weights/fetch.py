@@ -167,7 +167,7 @@ def _fetch_one(file: WeightFile, root: Path, before: Checked | None, advance: Ad
             if by not in (None, "size") and (before is None or before.sha256 == sha256):
                 advance(file.expected_bytes)
                 return _checked(file, path, sha256, by)
-        return _download(file, path, advance)
+        return download(file, path, advance)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise WeightsError(
@@ -196,7 +196,7 @@ def _pause(failures: int, error: Transient) -> None:
     time.sleep(max(error.wait, min(MAX_DELAY, FIRST_DELAY * 2 ** (failures - 1))))
 
 
-def _download(file: WeightFile, path: Path, advance: Advance) -> Checked:
+def download(file: WeightFile, path: Path, advance: Advance) -> Checked:
     """Stream a file into `<name>.part`, resuming as often as it takes; move it to its place when it is right."""
     part, mismatches = _part(path), 0
     with Part(part, advance) as writer:
