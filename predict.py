@@ -14,7 +14,7 @@ from cog import BasePredictor, Input, Path
 
 from yue_core.delivery import Desk
 from yue_core.guard import Guard
-from yue_core.inputs import reference_of, resolve_seed, uploaded
+from yue_core.inputs import DEMO_NOTE, DEMO_PROFILE, reference_of, resolve_seed, uploaded
 from yue_core.pipeline import Pipeline
 from yue_core.slots import async_when_concurrent
 from yue_core.song import Sampling, SongRequest
@@ -41,7 +41,9 @@ class Predictor(BasePredictor):  # type: ignore[misc]
 
     def setup(self) -> None:
         """Load every weight once; YUE_PROFILE names the checkpoints, YUE_FETCH=1 fetches what is missing."""
-        profile = os.environ.get("YUE_PROFILE", "tiny")
+        profile = os.environ.get("YUE_PROFILE", DEMO_PROFILE)
+        if profile == DEMO_PROFILE:
+            print(DEMO_NOTE)
         if os.environ.get("YUE_FETCH") == "1":
             fetch(profile, weights_root())
         pipeline = Pipeline.load(profile)

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import threading
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from yue_core.earlier import go_on, pack, read_song
 from yue_core.errors import AudioFileError, MachineError, RequestError, YuEError
 from yue_core.pipeline import Pipeline
 from yue_core.slots import concurrency, current_progress
-from yue_core.song import FRAMES_PER_SECOND, SAMPLE_RATE, TOKENS_PER_FRAME, Song, SongRequest
+from yue_core.song import FRAMES_PER_SECOND, OUTPUTS, SAMPLE_RATE, TOKENS_PER_FRAME, Song, SongRequest
 from yue_core.text.lyrics import parse_lyrics
 
 FOLDER = "yue-{}-"  # process id
@@ -118,7 +118,8 @@ def deliver(songs: Sequence[Song], request: SongRequest, profile: str, folder: P
     try:
         for song in songs:
             take = f"-{song.variation + 1}" if len(songs) > 1 else ""
-            written, worries = write_files(song, request, profile, folder, f"{{track}}-{song.seed}-{digest}{take}")
+            names = {track: f"{track}-{song.seed}-{digest}{take}" for track in OUTPUTS}
+            written, worries = write_files(song, request, profile, folder, names)
             files += written
             warnings += worries
         if len(files) == 1:
@@ -134,9 +135,12 @@ def deliver(songs: Sequence[Song], request: SongRequest, profile: str, folder: P
 
 
 def write_files(
-    song: Song, request: SongRequest, profile: str, folder: Path, name: str
+    song: Song, request: SongRequest, profile: str, folder: Path, names: Mapping[str, str]
 ) -> tuple[list[Path], list[str]]:
-    """Write the tracks that a request asks for, each checked, as `name` (with "{track}" filled in); and warnings."""
+    """Write the tracks that a request asks for, each checked, under `names` (without suffix); and warnings.
+
+    Raises AudioFileError when not even WAV can be written.
+    """
     tracks = ("song", "vocals", "instrumental") if request.output == "stems" else (request.output,)
     tags = SongTags(
         title=title_of(request.lyrics),
@@ -147,7 +151,7 @@ def write_files(
     )
     files, warnings = [], []
     for track in tracks:
-        path = folder / f"{name.format(track=track)}.{request.output_format}"
+        path = folder / f"{names[track]}.{request.output_format}"
         try:
             _write_checked(path, song, track, tags)
         except YuEError:

@@ -10,6 +10,8 @@ from yue_core.song import Reference
 
 MAX_SEED = 2**63 - 1
 RANDOM_SEEDS = 2**31  # random seeds stay short enough to be typed
+DEMO_PROFILE = "tiny"
+DEMO_NOTE = "tiny is a demo profile that shows the way to a song; for YuE's own voice load en, zh or jp-kr."
 
 
 def resolve_seed(seed: int | None) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from yue_core.errors import RequestError, YuEError
-from yue_core.inputs import resolve_seed
+from yue_core.inputs import DEMO_NOTE, DEMO_PROFILE, resolve_seed
 from yue_core.song import FORMATS, FRAMES_PER_SECOND, LANGUAGES, OUTPUTS, Reference, Sampling, Song, SongRequest
 
 USER_ERROR, OUR_ERROR, INTERRUPTED = 2, 1, 130  # exit codes
@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     it.add_argument("--segments", type=int, metavar="N", help="sing the first N sections; default: all")
     it.add_argument("--seed", type=int, help="default: a random one, shown at the end")
     it.add_argument("--language", choices=LANGUAGES, default="auto")
-    it.add_argument("--profile", default="tiny", help="which weights: tiny (demo), en, zh, jp-kr, ...")
+    it.add_argument("--profile", default=DEMO_PROFILE, help="which weights: tiny (demo), en, zh, jp-kr, ...")
     it.add_argument("--device", help="cpu, cuda or mps; default: the best one present")
     it.add_argument("--precision", help="fp32, bf16, fp16 or int8; default: what suits the device")
     it.add_argument("--no-limiter", action="store_true", help="leave peaks above -1 dBTP as they are")
@@ -76,11 +76,14 @@ def run(arguments: argparse.Namespace) -> None:
     from yue_core.pipeline import Pipeline
     from yue_core.progress import Progress
 
+    if arguments.profile == DEMO_PROFILE:
+        print(DEMO_NOTE, file=sys.stderr)
     pipeline = Pipeline.load(arguments.profile, device=arguments.device, precision=arguments.precision)
     songs = pipeline.generate(request, Progress(sys.stderr))
     for song in songs:
-        name = f"{target.stem}-{song.variation + 1}" if len(songs) > 1 else target.stem
-        files, warnings = delivery.write_files(song, request, arguments.profile, target.parent, name)
+        files, warnings = delivery.write_files(
+            song, request, arguments.profile, target.parent, file_names(target, song, request)
+        )
         for warning in (*song.warnings, *warnings):
             print(f"warning: {warning}", file=sys.stderr)
         print(table(song, files))
@@ -139,6 +142,14 @@ def writable_target(out: Path) -> Path:
     except OSError as error:
         raise RequestError(f"{out} cannot be written: {error.strerror}; choose another --out.") from error
     return out
+
+
+def file_names(target: Path, song: Song, request: SongRequest) -> dict[str, str]:
+    """Track -> file name without suffix: a number for each of several takes, the track's name for stems."""
+    known = target.suffix.removeprefix(".").lower() in FORMATS
+    stem = (target.stem if known else target.name) + (f"-{song.variation + 1}" if request.variations > 1 else "")
+    names = {track: f"{stem}.{track}" for track in OUTPUTS}
+    return names | {"song" if request.output == "stems" else request.output: stem}
 
 
 def table(song: Song, files: Sequence[Path]) -> str:
