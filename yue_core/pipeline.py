@@ -14,7 +14,7 @@ from yue_core.audio.files import read_clip
 from yue_core.audio.mastering import Track, fade_out, limit, master
 from yue_core.audio.vocoder import Vocoder
 from yue_core.ensemble import Ensemble
-from yue_core.errors import ReferenceAudioError, RequestError
+from yue_core.errors import MachineError, ReferenceAudioError, RequestError
 from yue_core.lm.load import load_lm
 from yue_core.progress import Progress
 from yue_core.song import Codes, Reference, Section, Song, SongRequest, SongTokens
@@ -78,9 +78,10 @@ class Pipeline:
     ) -> Pipeline:
         """Load a profile; by default on the GPU in bf16 when there is one, else on the CPU in fp32.
 
-        Raises WeightsError when the profile is missing or corrupt, RequestError for an unknown precision.
+        Raises WeightsError when the profile is missing or corrupt, MachineError for a device that this machine has
+        not, RequestError for an unknown precision.
         """
-        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        chosen = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         precision = precision or ("bf16" if chosen.type == "cuda" else "fp32")
         if precision not in PRECISIONS:
             raise RequestError(f"The precision {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}.")
@@ -216,6 +217,16 @@ class Pipeline:
             warning = f"The reference tracks differ in length: only their first {shortest / 50:.1f} seconds are used."
             return [track[:shortest] for track in tracks], [warning]
         return tracks, []
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of that name; raises MachineError when this machine has none."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise MachineError(f"The device {name!r} cannot be used on this machine; choose cpu, cuda or mps.") from error
+    return device
 
 
 def kept_audio(
