@@ -13,7 +13,7 @@ import torch
 
 from yue_core import __version__
 from yue_core.audio.metadata import read_payload
-from yue_core.errors import AudioFileError, RequestError
+from yue_core.errors import AudioFileError, LyricsError, RequestError
 from yue_core.song import FRAMES_PER_SECOND, Sampling, SectionSpan, Song, SongRequest, SongTokens
 from yue_core.text.lyrics import parse_lyrics
 from yue_core.text.vocabulary import YUE
@@ -112,7 +112,16 @@ def read_song(path: Path) -> EarlierSong:
         if payload is None:
             raise ValueError("no payload")
         return unpack(payload)
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, zlib.error, RecursionError) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        zlib.error,
+        RecursionError,
+        LyricsError,
+    ) as error:
         raise AudioFileError(f"The song {FOREIGN}") from error
 
 
