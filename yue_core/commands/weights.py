@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import subprocess
 import sys
 import tempfile
@@ -91,8 +92,6 @@ def check(profile: str, root: Path) -> None:
 
 def bench(gigabytes: float) -> None:
     """Fetch and check one file from a server on this machine; print MB/s beside those of sha256sum."""
-    import os
-
     from yue_core.weights import files
     from yue_core.weights.fetch import download
 
@@ -109,8 +108,7 @@ def bench(gigabytes: float) -> None:
         started = time.perf_counter()
         subprocess.run(["sha256sum", str(served)], check=True, stdout=subprocess.DEVNULL)
         reference = size / (time.perf_counter() - started) / 1e6
-        address = _serve(folder)
-        os.environ["YUE_WEIGHTS_URL"] = address
+        os.environ |= {"YUE_WEIGHTS_URL": _serve(folder), "NO_PROXY": "127.0.0.1"}
         listed = files.WeightFile(
             "huggingface", "org/model", "main", "file", size, digest.hexdigest(), "none", "stage2", "fetched"
         )
