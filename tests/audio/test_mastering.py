@@ -101,6 +101,7 @@ def test_limiter_keeps_the_ceiling(samples: int, level: float) -> None:
     assert limited.shape == wave.shape
     assert torch.equal(wave, before)
     assert float(true_peaks(limited).max()) <= 10 ** (-1 / 20)
+    assert bool((limited.abs() <= wave.abs()).all())
 
 
 def test_limiter_sees_peaks_between_samples() -> None:

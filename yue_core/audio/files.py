@@ -133,13 +133,13 @@ def _blocks(sound: soundfile.SoundFile, frames: int) -> Iterator[NDArray[np.floa
 def write_audio(path: Path, waveform: Waveform, sample_rate: int, tags: SongTags) -> None:
     """Write a waveform `[S]` or `[2, S]` as mp3, wav or flac, by the path's suffix; the same input, the same bytes.
 
-    Samples beyond full scale are clipped. Raises AudioFileError when the file cannot be written; it is then
-    removed.
+    wav and flac clip what is beyond full scale. Raises AudioFileError when the file cannot be written; it is
+    then removed.
     """
     kind = path.suffix.removeprefix(".")
     if kind not in FORMATS:
         raise AudioFileError(f"Cannot write {path.name}: the format is one of {', '.join(FORMATS)}.")
-    samples = np.clip(np.atleast_2d(waveform).T, -1.0, 1.0)  # [S, channels]
+    samples = np.atleast_2d(waveform).T  # [S, channels]
     try:
         with soundfile.SoundFile(path, "w", sample_rate, samples.shape[1], **WRITERS[kind]) as sound:
             for first in range(0, len(samples), BLOCK):
