@@ -40,7 +40,7 @@ class Server:
     """What the server holds, what it will do, and what it was asked."""
 
     base: str = ""
-    files: dict[str, bytes] = field(default_factory=dict)
+    files: dict[str, bytes | memoryview] = field(default_factory=dict)
     like_hub: bool = False  # state sha256 and git blob ids as the hub does
     stored_in_git: set[str] = field(default_factory=set)
     troubles: dict[str, deque[Trouble]] = field(default_factory=lambda: defaultdict(deque))
@@ -71,7 +71,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Length", str(length))
         if self.state.like_hub and (content := self.state.files.get(self.path)) is not None:
-            blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+            blob = hashlib.sha1(b"blob %d\0" % len(content) + bytes(content)).hexdigest()
             etag = blob if self.path in self.state.stored_in_git else hashlib.sha256(content).hexdigest()
             self.send_header("X-Repo-Commit", REVISION)
             self.send_header("X-Linked-Etag", f'"{etag}"')

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import pickle
-import re
 import sys
-import types
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.weights.made import SMALL_CODEC, SMALL_VOCODER, codec_state, published, saved, vocoder_state, xcodec
 from yue_core.audio.codec import Codec
 from yue_core.audio.vocoder import Vocoder, VocoderConfig
 from yue_core.errors import WeightsError
@@ -25,30 +23,7 @@ from yue_core.weights.convert import CODEC_CONFIG, CODEC_TENSORS, VOCODER_CONFIG
 from yue_core.weights.pickles import TensorArchive
 
 if TYPE_CHECKING:
-    from transformers import XcodecModel
-
     from tests.weights.conftest import Shelf
-
-SMALL_CODEC: dict[str, Any] = {  # twelve codebooks and 530 tensors like the published one
-    "target_bandwidths": [0.35, 4.2],
-    "codebook_size": 128,
-    "acoustic_model_config": {
-        "model_type": "dac",
-        "encoder_hidden_size": 4,
-        "decoder_hidden_size": 64,
-        "hidden_size": 16,
-    },
-    "semantic_model_config": {
-        "model_type": "hubert",
-        "hidden_size": 16,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-        "conv_dim": [8] * 7,
-        "num_conv_pos_embeddings": 16,
-        "num_conv_pos_embedding_groups": 2,
-    },
-}
-SMALL_VOCODER = VOCODER_CONFIG | {"input_channels": 32, "dim": 16, "intermediate_dim": 24}
 
 
 def test_every_key_of_the_published_codec(assets: Path) -> None:
@@ -60,99 +35,13 @@ def test_every_key_of_the_published_codec(assets: Path) -> None:
     assert {key: xcodec_key(key) for key in mapping} == mapping
 
 
-def xcodec(fields: dict[str, Any]) -> XcodecModel:
-    from transformers import XcodecConfig, XcodecModel
-
-    return XcodecModel(XcodecConfig.from_dict(fields))
-
-
-def upstream_key(name: str) -> str:
-    """The way back, written independently: XcodecModel's name with weight norm applied -> upstream's."""
-    name = name.replace("parametrizations.weight.original0", "weight_g")
-    name = name.replace("parametrizations.weight.original1", "weight_v")
-    if name.startswith("semantic_model."):
-        return name
-    units = {"snake1": 0, "conv1": 1, "snake2": 2, "conv2": 3}
-    ends = {"conv1": 0, "snake1": 5, "conv2": 6}
-    if m := re.match(r"acoustic_(en|de)coder\.block\.(\d)\.res_unit(\d)\.(\w+)\.(.*)", name):
-        first = {"en": -1, "de": 1}[m[1]]
-        prefix = {"en": "encoder.block", "de": "decoder_2.model"}[m[1]]
-        return f"{prefix}.{int(m[2]) + 1}.block.{int(m[3]) + first}.block.{units[m[4]]}.{m[5]}"
-    if m := re.match(r"acoustic_(en|de)coder\.block\.(\d)\.(\w+)\.(.*)", name):
-        prefix = {"en": "encoder.block", "de": "decoder_2.model"}[m[1]]
-        inner = {"en": {"snake1": 3, "conv1": 4}, "de": {"snake1": 0, "conv_t1": 1}}[m[1]][m[3]]
-        return f"{prefix}.{int(m[2]) + 1}.block.{inner}.{m[4]}"
-    if m := re.match(r"acoustic_(en|de)coder\.(\w+)\.(.*)", name):
-        return f"{ {'en': 'encoder.block', 'de': 'decoder_2.model'}[m[1]] }.{ends[m[2]]}.{m[3]}"
-    if m := re.match(r"quantizer\.quantizers\.(\d+)\.codebook\.(.*)", name):
-        return f"quantizer.vq.layers.{m[1]}._codebook.{m[2]}"
-    for mine, theirs in (("fc.", "fc_prior."), ("fc1.", "fc_post1."), ("fc2.", "fc_post2.")):
-        if name.startswith(mine):
-            return theirs + name.removeprefix(mine)
-    if re.search(r"res_units\.\d+\.conv2\.", name):
-        return name
-    return re.sub(r"\.(weight|bias)$", r".conv.\1", name)
-
-
-def codec_state(fields: dict[str, Any]) -> tuple[dict[str, Tensor], XcodecModel]:
-    """A checkpoint's state under upstream's names with random norms, and the model it came from."""
-    torch.manual_seed(5)
-    model = xcodec(fields).eval()
-    model.apply_weight_norm()
-    for name, parameter in model.state_dict().items():
-        if name.endswith("original0"):
-            parameter.mul_(torch.rand_like(parameter) + 0.5)
-        if name.endswith("codebook.embed"):
-            parameter.normal_()
-    return {upstream_key(name): tensor.clone() for name, tensor in model.state_dict().items()}, model
-
-
-def published(tensors: dict[str, Tensor], **others: object) -> bytes:
-    """A codec checkpoint as published: the state among training state and objects of a package not installed."""
-    package, module = types.ModuleType("omegaconf"), types.ModuleType("omegaconf.dictconfig")
-
-    class DictConfig:
-        def __init__(self) -> None:
-            self._content = {"name": "SoundStream"}
-
-        def __reduce__(self) -> tuple[object, ...]:
-            return DictConfig, (), {"_content": {"a": 1}}, iter([1]), iter([("key", "value")])
-
-        def extend(self, values: object) -> None: ...
-
-    DictConfig.__module__, DictConfig.__qualname__ = "omegaconf.dictconfig", "DictConfig"
-    module.DictConfig = DictConfig  # type: ignore[attr-defined]
-    sys.modules |= {"omegaconf": package, "omegaconf.dictconfig": module}
-    try:
-        training = {"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.zeros(4)}}, "lr": 2e-4}
-        content = {"config": DictConfig(), "codec_model": tensors, "optimizer_g": training, **others}
-        buffer = io.BytesIO()
-        torch.save(content, buffer)
-    finally:
-        del sys.modules["omegaconf"], sys.modules["omegaconf.dictconfig"]
-    return buffer.getvalue()
-
-
-def saved(content: object) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    return buffer.getvalue()
-
-
-def vocoder_state(seed: int) -> dict[str, Tensor]:
-    torch.manual_seed(seed)
-    state = {name: t.clone() for name, t in Vocoder(VocoderConfig(**SMALL_VOCODER)).state_dict().items()}
-    assert len(state) == VOCODER_TENSORS
-    return state
-
-
 @pytest.fixture
 def stocked(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> Shelf:
     """A shelf with the three pickles, small in width."""
     monkeypatch.setitem(convert.MAKERS, "codec", (convert.MAKERS["codec"][0], SMALL_CODEC))
     for n, role in enumerate(("vocoder-vocals", "vocoder-instrumental")):
         monkeypatch.setitem(convert.MAKERS, role, (convert.MAKERS[role][0], SMALL_VOCODER))
-        shelf.add(role, f"decoder_{n}.pth", saved(vocoder_state(n)))
+        shelf.add(role, f"decoder_{n}.pth", saved(vocoder_state(n, SMALL_VOCODER)))
     shelf.add("codec", "ckpt_00360000.pth", published(codec_state(SMALL_CODEC)[0]))
     return shelf
 
@@ -176,7 +65,7 @@ def test_fetched_pickles_become_folders_that_load(stocked: Shelf) -> None:
 
     for n, folder in enumerate(("vocoder-vocals", "vocoder-instrumental")):
         vocoder = Vocoder.load(stocked.root / folder, "cpu")
-        for name, tensor in vocoder_state(n).items():
+        for name, tensor in vocoder_state(n, SMALL_VOCODER).items():
             assert torch.equal(vocoder.state_dict()[name], tensor)
 
 
