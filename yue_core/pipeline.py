@@ -15,11 +15,12 @@ from yue_core.audio.mastering import Track, fade_out, limit, master
 from yue_core.audio.vocoder import Vocoder
 from yue_core.ensemble import Ensemble
 from yue_core.errors import MachineError, ReferenceAudioError, RequestError
+from yue_core.lm.generation import read_generation_config
 from yue_core.lm.load import load_lm
 from yue_core.progress import Progress
-from yue_core.song import Codes, Reference, Section, Song, SongRequest, SongTokens
+from yue_core.song import Codes, Reference, Sampling, Section, Song, SongRequest, SongTokens
 from yue_core.stage1 import MAX_NEW_TOKENS, Take, section_ids, song_tokens
-from yue_core.stage2 import refine
+from yue_core.stage2 import Drawing, refine
 from yue_core.text.language import checkpoint_language, detect_language, language_tags
 from yue_core.text.lyrics import parse_lyrics
 from yue_core.text.prompt import build_prompt
@@ -30,6 +31,9 @@ from yue_core.weights.manifest import ProfileFiles, profile_files, weights_root
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.bfloat16}
 MAX_VARIATIONS = 8
+MAX_LYRICS, MAX_TAGS = 100_000, 5_000  # characters; the context holds some 60,000 of a song
+MAX_REFERENCE = 120.0  # seconds; the context holds 300 of one track, and the codec's memory grows with it
+SMALL_WIDTH = 256  # hidden size up to which a product is too short to be shared by threads
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Pipeline:
     """Every model of one profile, on one device."""
 
     def __init__(self, files: ProfileFiles, device: torch.device, precision: str) -> None:
-        dtype = PRECISIONS[precision]
+        dtype, int8 = PRECISIONS[precision], precision == "int8"
         self.files, self.device, self.precision = files, device, precision
         self.vocabulary = vocabulary = files.vocabulary
         self.tokenizer = Tokenizer(files.tokenizer)
@@ -57,15 +61,16 @@ class Pipeline:
         acoustic = range(vocabulary.codebook(1).start, vocabulary.codebook(vocabulary.num_codebooks - 1).stop)
         ensembles = {
             folder: Ensemble(
-                load_lm(folder, semantic, normaliser=True, device=device, dtype=dtype, int8=precision == "int8"),
-                vocabulary,
+                load_lm(folder, semantic, normaliser=True, device=device, dtype=dtype, int8=int8), vocabulary
             )
             for folder in dict.fromkeys(files.stage1.values())
         }
         self.stage1 = {key: ensembles[folder] for key, folder in files.stage1.items()}
-        self.stage2 = load_lm(
-            files.stage2, acoustic, normaliser=False, device=device, dtype=dtype, int8=precision == "int8"
-        )
+        self.stage2 = load_lm(files.stage2, acoustic, normaliser=False, device=device, dtype=dtype, int8=int8)
+        if device.type == "cpu" and self.stage2.embedding.shape[1] <= SMALL_WIDTH:
+            torch.set_num_threads(1)
+        self.drawing = {key: read_generation_config(folder) for key, folder in files.stage1.items()}
+        self.stage2_drawing = read_generation_config(files.stage2)
         self.codec = Codec.load(files.codec, device)
         self.vocoders = {
             "vocals": Vocoder.load(files.vocoder_vocals, device),
@@ -98,7 +103,11 @@ class Pipeline:
         tags, hints = clean_tags(language_tags(language, request.genre_tags), self.tags)
         key, warnings = self._checkpoint(request, language)
         count = min(request.num_segments or len(lyrics.sections), len(lyrics.sections))
-        return Plan(request, lyrics.sections, count, tags, key, (*lyrics.warnings, *hints, *warnings))
+        drawing = self.drawing[key]
+        if request.sampling.top_k == Sampling.top_k:  # the one setting that upstream leaves to the checkpoint
+            request = replace(request, sampling=replace(request.sampling, top_k=drawing.top_k))
+        notes = (*drawing.notes(1), *self.stage2_drawing.notes(2))
+        return Plan(request, lyrics.sections, count, tags, key, (*lyrics.warnings, *hints, *warnings, *notes))
 
     def generate(
         self,
@@ -131,7 +140,7 @@ class Pipeline:
         prompt = build_prompt(self.tokenizer, self.vocabulary, plan.genre_tags, plan.sections, reference)
         plan = replace(plan, warnings=(*plan.warnings, *prompt.warnings, *warnings))
         takes = [
-            Take(prompt, request.sampling, request.seed, variation, list(audio), list(truncated))
+            Take(prompt, plan.request.sampling, request.seed, variation, list(audio), list(truncated))
             for variation in range(request.variations)
         ]
         takes[0].check(self.stage1[plan.stage1].lm.config.max_positions)
@@ -147,7 +156,12 @@ class Pipeline:
         labels = [section.label for section in plan.sections[: plan.count]]
         tokens = [song_tokens(take, labels, self.vocabulary) for take in takes]
         tracks = [track for one in tokens for track in (one.vocals, one.instrumental)]
-        codes = [grid.astype(np.int16) for grid in refine(self.stage2, self.vocabulary, tracks, progress)]
+        drawing = None
+        if not self.stage2_drawing.greedy:
+            songs = [(take.seed, take.variation, track) for take in takes for track in (1, 2)]
+            drawing = Drawing(self.stage2_drawing, songs)
+        grids = refine(self.stage2, self.vocabulary, tracks, progress, drawing=drawing)
+        codes = [grid.astype(np.int16) for grid in grids]
         return [
             self._finish(plan, take, tokens[i], codes[2 * i], codes[2 * i + 1], progress)
             for i, take in enumerate(takes)
@@ -249,6 +263,8 @@ def check_request(request: SongRequest) -> None:
     """Raise RequestError or ReferenceAudioError for settings that no song can be made from."""
     sampling = request.sampling
     rules = (
+        (len(request.lyrics) <= MAX_LYRICS, f"The lyrics have more than {MAX_LYRICS} characters; shorten them."),
+        (len(request.genre_tags) <= MAX_TAGS, f"The genre tags have more than {MAX_TAGS} characters; shorten them."),
         (request.seed >= 0, "The seed must be 0 or more; leave it out for a random one."),
         (
             request.num_segments is None or request.num_segments >= 1,
@@ -276,3 +292,5 @@ def check_request(request: SongRequest) -> None:
         raise ReferenceAudioError("A dual-track reference needs both tracks: add the missing one.")
     if not 0 <= reference.start < reference.end:
         raise ReferenceAudioError("The reference window must start at 0 or later and end after its start.")
+    if reference.end - reference.start > MAX_REFERENCE:
+        raise ReferenceAudioError(f"The reference window may last {MAX_REFERENCE:g} seconds; choose a shorter one.")
