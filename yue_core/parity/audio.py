@@ -14,7 +14,8 @@ from torch import Tensor
 from torchaudio.functional import highpass_biquad, lowpass_biquad
 from torchaudio.functional import resample as torchaudio_resample
 
-from yue_core.audio.codec import Codec
+from yue_core.audio.codec import CODEC_RATE, Codec
+from yue_core.audio.files import resampled
 from yue_core.audio.mastering import CROSSOVER, STEM_PEAK, Track, master
 from yue_core.audio.mastering import splice as splice_bands
 from yue_core.audio.vocoder import Vocoder
@@ -53,7 +54,7 @@ def resample(audio: Floats, rate: int, new_rate: int) -> Floats:
 
 def mono_16k(channels: Floats, rate: int) -> Floats:
     """Channels [C, S] as a reference clip is read: their mean, at 16 kHz."""
-    return resample(channels.mean(0, dtype=np.float32), rate, 16_000)
+    return resampled(channels.mean(0, dtype=np.float32), rate, CODEC_RATE)
 
 
 def low_band(audio: Floats) -> Floats:
