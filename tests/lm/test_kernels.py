@@ -29,11 +29,14 @@ if not INTERPRETED:
 
 else:
     from yue_core.lm.config import LMConfig
+    from yue_core.lm.guided import GuidedRows
     from yue_core.lm.kernels import attention, layer, twins
+    from yue_core.lm.kernels.sampling import FastGuidedRows
     from yue_core.lm.kernels.step import FastStep
     from yue_core.lm.kv import KVPool
     from yue_core.lm.layout import Layer, LMWeights, Matrix, quantise_int8
     from yue_core.lm.transformer import forward, logits, normaliser, prefill, rotary_table
+    from yue_core.song import Sampling
 
     EPS = 1e-5
     MATRICES = ("qkv", "out", "gate_up", "down")
@@ -269,3 +272,34 @@ else:
             pool.device_length += 1
             written.append(int(token))
         assert written == expected[0, 12:].tolist()
+
+    @pytest.mark.parametrize(
+        ("top_k", "top_p", "temperature", "penalised"),
+        [(50, 0.93, 1.0, True), (5, 1.0, 0.7, False), (200, 0.5, 1.3, True), (1, 0.0, 1.0, False)],
+    )
+    def test_sampling_equals_the_plain_chain(
+        make_lm: Callable[..., LMWeights], top_k: int, top_p: float, temperature: float, penalised: bool
+    ) -> None:
+        lm, end, turns = make_lm(CONFIG, range(20, 121)), 4, 8
+        settings = Sampling(7, 5, temperature, top_p, top_k, None, 1.2 if penalised else 1.0)
+        pools = [KVPool(CONFIG, [40] * 6, lm.device, lm.dtype) for _ in range(2)]
+        step = FastStep(lm, pools[0], 6)
+        logits = random(turns, 6, 101) * 0.7  # flat: a border that is off by one shows
+        logits[4:, :, end] += 12  # end-of-audio is barred for five steps, then soon drawn
+        mass = random(6, 9) + 3
+        step.other_mass = lambda: mass  # type: ignore[method-assign]
+        fast = FastGuidedRows(pools[0], step, end, 3, 12, penalised=penalised)
+        plain = GuidedRows(pools[1], lm.drawable, end, 3, 12, step.run, step.normaliser if penalised else None)
+        for rows in (fast, plain):
+            torch.manual_seed(1)
+            for song in (0, 2):  # nobody sings in place 1
+                seen, uniform = random(101, seed=song) > 1, torch.rand(12, dtype=torch.float64)
+                uniform[0], uniform[1] = 0.9999, 0.0  # the least likely id that is kept, and the likeliest
+                rows.open(song, 5, seen, uniform, 1.0 + song / 4, settings)
+            for turn in range(turns):
+                rows.advance(logits[turn])
+        assert fast.done.all()
+        for name in ("history", "token", "drawn", "done", "seen"):
+            assert torch.equal(getattr(fast, name), getattr(plain, name)), name
+        assert torch.equal(pools[0].device_length, pools[1].device_length)
+        assert top_k == 1 or len(set(fast.history[0].tolist())) > 3

@@ -33,13 +33,13 @@ def usage(kernel: Any, folder: Path) -> dict[str, int]:
 @pytest.mark.parametrize(
     ("capability", "sizes"),
     [
-        (90, {"rows": 2, "normaliser": True}),
-        (90, {"rows": 8}),
+        (90, {"rows": 2, "guided": True}),
+        (90, {"rows": 8, "guided": True}),
         (90, {"rows": 16}),
         (90, {"rows": 2, "int8": True}),
         (90, {"rows": 16, "int8": True}),
         (90, {"rows": 2, "dtype": torch.float32}),
-        (89, {"rows": 2, "normaliser": True}),
+        (89, {"rows": 2, "guided": True}),
         (89, {"rows": 16, "int8": True}),
         (80, {"rows": 2, "dtype": torch.float16}),
         (80, {"rows": 8, "int8": True}),

@@ -81,10 +81,11 @@ class GuidedRows:
 
     def step(self) -> None:
         """Draw one token for every song that is not done."""
-        rows = self.token[:, None].expand(-1, 2).reshape(-1, 1)  # [2 B, 1]
-        scores = self.logits(rows)
-        if self.normaliser is not None:
-            scores = scores - self.normaliser(scores)
+        self.advance(self.logits(self.token[:, None].expand(-1, 2).reshape(-1, 1)))
+
+    def advance(self, logits: Tensor) -> None:
+        """Everything after the `logits` [2 B, N]: the draw, and the state after it."""
+        scores = logits if self.normaliser is None else logits - self.normaliser(logits)
         barred = (self.drawn < self.minimum)[:, None]
         _, scores = process(scores[0::2], scores[1::2], self.seen, barred, self.end, self.knobs)
         at = self.drawn.clamp(max=self.history.shape[1] - 1)[:, None]  # [B, 1]

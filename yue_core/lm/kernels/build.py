@@ -14,6 +14,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from yue_core.lm.config import LMConfig
+from yue_core.lm.kernels.sampling import FastGuidedRows
 from yue_core.lm.kernels.step import FastStep
 from yue_core.lm.kv import KVPool
 from yue_core.lm.load import allocate
@@ -66,18 +67,23 @@ def compile_step(
     rows: int,
     new: int = 1,
     drawable: int,
-    normaliser: bool = False,
+    guided: bool = False,
     dtype: torch.dtype = torch.bfloat16,
     int8: bool = False,
     pdl: bool = False,
 ) -> list[Any]:
-    """Compile all kernels that a FastStep of these sizes launches; no memory and no GPU is needed."""
+    """Compile all kernels that a step of these sizes launches, or with `guided` one of FastGuidedRows.
+
+    No memory and no GPU is needed. `drawable` is the number of ids that can be drawn.
+    """
     one_layer = replace(config, num_layers=1)
     meta = torch.device("meta")
-    weights = allocate(one_layer, range(drawable), normaliser=normaliser, device=meta, dtype=dtype, int8=int8)
+    weights = allocate(one_layer, range(drawable), normaliser=guided, device=meta, dtype=dtype, int8=int8)
     pool = KVPool(one_layer, [config.max_positions] * rows, meta, dtype)
     step = FastStep(weights, pool, rows, new=new, pdl=pdl)
     with compiling(capability) as kernels:
-        logits = step.run(torch.empty(rows, new, dtype=torch.int64, device=meta))
-        step.normaliser(logits)
+        if guided:
+            FastGuidedRows(pool, step, 0, rows // 2, config.max_positions).step()
+        else:
+            step.run(torch.empty(rows, new, dtype=torch.int64, device=meta))
     return kernels

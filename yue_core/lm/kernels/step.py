@@ -89,13 +89,17 @@ class FastStep:
         head(*self._newest(), rows, logits, None, eps, pdl=pdl)
         return logits
 
+    def other_mass(self) -> Tensor | None:
+        """After a run: log-sum-exps [R, pieces] of the logits of the ids that are not drawable, -inf where unused."""
+        if self.weights.rest is None:
+            return None
+        head(*self._newest(), self.weights.rest, None, self.mass, self.weights.config.rms_norm_eps, pdl=self.pdl)
+        return self.mass
+
     def normaliser(self, logits: Tensor) -> Tensor:
         """Log-sum-exp over the whole vocabulary [R, 1], after a run that returned `logits` of all drawable ids."""
-        total = logits.logsumexp(-1, keepdim=True)
-        if self.weights.rest is None:
-            return total
-        head(*self._newest(), self.weights.rest, None, self.mass, self.weights.config.rms_norm_eps, pdl=self.pdl)
-        return torch.logaddexp(total, self.mass.logsumexp(-1, keepdim=True))
+        total, mass = logits.logsumexp(-1, keepdim=True), self.other_mass()
+        return total if mass is None else torch.logaddexp(total, mass.logsumexp(-1, keepdim=True))
 
     def _newest(self) -> tuple[Tensor, Tensor]:
         """The last token's row of every sequence: x [R, H] and its squares."""
