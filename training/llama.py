@@ -1,0 +1,187 @@
+"""A small Llama to train, with the published tensors' names, and its optimiser."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+ROPE_THETA = 10_000.0
+NORM_EPS = 1e-5
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of one model."""
+
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    intermediate_size: int
+    vocab_size: int
+    max_position_embeddings: int
+
+
+class Norm(nn.Module):
+    """Root mean square norm."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), x.shape[-1:], self.weight, NORM_EPS)
+
+
+class Attention(nn.Module):
+    """Causal grouped-query attention with rotary positions."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.heads, self.kv = shape.num_attention_heads, shape.num_key_value_heads
+        self.width = shape.hidden_size // self.heads
+        self.q_proj = nn.Linear(shape.hidden_size, shape.hidden_size, bias=False)
+        self.k_proj = nn.Linear(shape.hidden_size, self.kv * self.width, bias=False)
+        self.v_proj = nn.Linear(shape.hidden_size, self.kv * self.width, bias=False)
+        self.o_proj = nn.Linear(shape.hidden_size, shape.hidden_size, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        batch, length, _ = x.shape
+        q, k, v = (
+            project(x).view(batch, length, -1, self.width).transpose(1, 2)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )  # [B, heads, T, D]
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        repeat = self.heads // self.kv
+        k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
+        y = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, is_causal=True)
+        out: Tensor = self.o_proj(y.transpose(1, 2).reshape(batch, length, -1))
+        return out
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions (Su et al. 2021), halves rotated as in the published checkpoints."""
+    a, b = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-b, a], dim=-1) * sin
+
+
+class MLP(nn.Module):
+    """Gated feed-forward."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(shape.hidden_size, shape.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(shape.hidden_size, shape.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(shape.intermediate_size, shape.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
+
+
+class Layer(nn.Module):
+    """One transformer layer."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.input_layernorm, self.post_attention_layernorm = Norm(shape.hidden_size), Norm(shape.hidden_size)
+        self.self_attn, self.mlp = Attention(shape), MLP(shape)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Body(nn.Module):
+    """Everything below the head."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(shape.vocab_size, shape.hidden_size)
+        self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.num_hidden_layers))
+        self.norm = Norm(shape.hidden_size)
+
+
+class Llama(nn.Module):
+    """A `LlamaForCausalLM` without a cache."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.model = Body(shape)
+        self.lm_head = nn.Linear(shape.hidden_size, shape.vocab_size, bias=False)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 2:
+                scale = 0.02 if "embed" in name or "lm_head" in name else parameter.shape[1] ** -0.5 / 2
+                nn.init.normal_(parameter, std=scale)
+            if "o_proj" in name or "down_proj" in name:
+                nn.init.zeros_(parameter)
+
+    def forward(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """Hidden states [B, T, H] after the last norm, for ids and positions [B, T]."""
+        width = self.shape.hidden_size // self.shape.num_attention_heads
+        rates = ROPE_THETA ** -(torch.arange(0, width, 2, device=ids.device) / width)
+        angles = (positions[..., None] * rates).repeat(1, 1, 2)[:, None]  # [B, 1, T, D]
+        cos, sin = angles.cos(), angles.sin()
+        x = self.model.embed_tokens(ids)
+        for layer in self.model.layers:
+            x = layer(x, cos, sin)
+        hidden: Tensor = self.model.norm(x)
+        return hidden
+
+    def save(self, folder: Path) -> None:
+        """Write `config.json` and `model.safetensors` (fp16)."""
+        folder.mkdir(parents=True, exist_ok=True)
+        config = asdict(self.shape) | {
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "rope_theta": ROPE_THETA,
+            "rms_norm_eps": NORM_EPS, "tie_word_embeddings": False, "hidden_act": "silu", "attention_bias": False,
+            "mlp_bias": False, "bos_token_id": 1, "eos_token_id": 2, "torch_dtype": "float16",
+        }  # fmt: skip
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        tensors = {name: tensor.detach().cpu().half().contiguous() for name, tensor in self.state_dict().items()}
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose matrices are made orthogonal before each step (Jordan et al. 2024, Muon)."""
+
+    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One step; gradients must be there."""
+        for group in self.param_groups:
+            for weight in group["params"]:
+                state = self.state[weight]
+                average = state.setdefault("momentum", torch.zeros_like(weight))
+                average.lerp_(weight.grad, 1 - group["momentum"])
+                update = orthogonal(torch.lerp(weight.grad, average, group["momentum"]))
+                weight.mul_(1 - 0.01 * group["lr"])
+                weight.add_(update, alpha=-group["lr"] * max(1, weight.shape[0] / weight.shape[1]) ** 0.5)
+
+
+def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
+    """Nearest half-orthogonal matrix, roughly, by the quintic Newton-Schulz iteration of Muon."""
+    x = matrix / (matrix.norm() + 1e-7)
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x
+    for _ in range(steps):
+        square = x @ x.T
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    return x.T if tall else x
+
+
+def optimisers(model: Llama, muon_lr: float, adam_lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the layers, AdamW for the rest."""
+    inner = [p for p in model.model.layers.parameters() if p.ndim == 2]
+    known = {id(p) for p in inner}
+    outer = [p for p in model.parameters() if id(p) not in known]
+    return [Muon(inner, muon_lr), torch.optim.AdamW(outer, adam_lr, betas=(0.9, 0.95), weight_decay=0.0)]
