@@ -39,6 +39,15 @@ def test_a_greedy_token_may_differ_at_a_close_call_only(margin: float, passed: b
     assert not compare.greedy_tokens("", [want[:8]], [want], [margins]).passed
 
 
+def test_kept_steps_need_the_same_ids_and_near_scores() -> None:
+    ids, scores = np.array([[4, 7, -1]]), np.array([[-1.0, -2.0, -np.inf]])
+    want = [{"kept_ids": ids, "kept_scores": scores}]
+    assert compare.kept_steps("", [{"kept_ids": ids[:, :2], "kept_scores": scores[:, :2] + 9e-5}], want).passed
+    assert not compare.kept_steps("", [{"kept_ids": ids, "kept_scores": scores + 2e-4}], want).passed
+    assert not compare.kept_steps("", [{"kept_ids": ids[:, :1], "kept_scores": scores[:, :1]}], want).passed
+    assert not compare.kept_steps("", [{"kept_ids": ids + 1, "kept_scores": scores}], want).passed
+
+
 @pytest.mark.parametrize(
     ("open_call", "first", "passed"),
     [((3, 5), (3, 5), True), ((3, 5), (4, 5), False), ((3, 5), (2, 6), False), ((3, 290), (3, 301), False)],

@@ -1,4 +1,7 @@
-"""scripts/doctor: what this machine has, which weights are there, what fits; exit code 0 when ready."""
+"""scripts/doctor: what this machine has, which weights are there, what fits; exit code 0 when ready.
+
+With --parity: whether this installation gives what the upstream implementation gave, one line per check.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -15,6 +19,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     it.add_argument("--seconds", type=float, default=60.0, help="length of the song; default: 60")
     it.add_argument("--device", help="cpu, cuda or mps; default: the best one present")
     it.add_argument("--precision", choices=("fp32", "bf16", "fp16", "int8"), help="default: what suits the device")
+    it.add_argument(
+        "--parity",
+        nargs="?",
+        const="",
+        metavar="FOLDER",
+        help="compare with upstream's arrays, by default on the cpu; default: YUE_TEST_ASSETS/golden, or tests/golden",
+    )
     arguments = it.parse_args(argv)
 
     import torch
@@ -22,14 +33,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     from yue_core.errors import YuEError
     from yue_core.machine import machine_report
 
-    device = torch.device(arguments.device) if arguments.device else None
     try:
+        if arguments.parity is not None:
+            return 0 if parity(arguments.parity, arguments.device, arguments.precision) else 1
+        device = torch.device(arguments.device) if arguments.device else None
         text, ready = machine_report(arguments.profile, arguments.seconds, device, arguments.precision)
     except YuEError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(text)
     return 0 if ready else 1
+
+
+def parity(folder: str, device: str | None, precision: str | None) -> bool:
+    """Compare with the golden arrays in `folder`; by default on the CPU in float32, where they were recorded."""
+    from yue_core.machine import default_precision
+    from yue_core.parity.run import find_golden, run_parity
+    from yue_core.pipeline import PRECISIONS, usable_device
+
+    golden, chosen = Path(folder) if folder else find_golden(), usable_device(device or "cpu")
+    precision = precision or default_precision(chosen)
+    print(f"{golden} on {chosen.type} in {precision}")
+    return run_parity(golden, chosen, PRECISIONS[precision], print, int8=precision == "int8")
 
 
 if __name__ == "__main__":

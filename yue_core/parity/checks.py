@@ -29,10 +29,12 @@ from yue_core.text.tokenizer import Tokenizer
 class Golden:
     """A folder of golden arrays, and the models by rule that belong to it."""
 
-    def __init__(self, folder: Path, tokenizer: Path | None, device: torch.device, dtype: torch.dtype) -> None:
-        if not (folder / "README.md").is_file() and not any(folder.glob("*.npz")):
+    def __init__(
+        self, folder: Path, tokenizer: Path | None, device: torch.device, dtype: torch.dtype, int8: bool = False
+    ) -> None:
+        if not any(folder.glob("*.npz")):
             raise RequestError(f"{folder} holds no golden arrays; name the folder that holds them.")
-        self.folder, self.device, self.dtype = folder, device, dtype
+        self.folder, self.device, self.dtype, self.int8 = folder, device, dtype, int8
         self.tokenizer = Tokenizer(tokenizer) if tokenizer else None
         self._codec: tuple[int, Codec] | None = None
 
@@ -47,13 +49,16 @@ class Golden:
 
     def stage1(self, salt: int) -> LMWeights:
         """Stage 1 by rule, which may draw what upstream lets it draw."""
-        keys = self.json("stage1_keys")
-        return rule_lm(keys, salt, upstream.STAGE1_IDS, normaliser=True, device=self.device, dtype=self.dtype)
+        return self._lm("stage1_keys", salt, upstream.STAGE1_IDS, normaliser=True)
 
     def stage2(self, salt: int) -> LMWeights:
         """Stage 2 by rule, which may draw what upstream lets it draw."""
-        keys = self.json("stage2_keys")
-        return rule_lm(keys, salt, upstream.STAGE2_IDS, normaliser=False, device=self.device, dtype=self.dtype)
+        return self._lm("stage2_keys", salt, upstream.STAGE2_IDS, normaliser=False)
+
+    def _lm(self, keys: str, salt: int, ids: Sequence[int], normaliser: bool) -> LMWeights:
+        return rule_lm(
+            self.json(keys), salt, ids, normaliser=normaliser, device=self.device, dtype=self.dtype, int8=self.int8
+        )
 
     def codec(self, salt: int) -> Codec:
         """The codec by rule; the last one is kept, since most recordings share it."""
@@ -129,9 +134,8 @@ def _stage1(data: Golden) -> Iterator[Outcome]:
         replay = tokens.stage1_replay(lm, prompts, answers, sampling, draw)
         drawn = [section["drawn"] for section in replay]
         yield _if_same_numbers(compare.equal(f"stage 1 {name}, tokens of upstream's draw", drawn, answers))
-        for noun, kind in (("ids", compare.equal), ("scores", _close_scores)):
-            got, want = [r[f"kept_{noun}"] for r in replay], [arrays[f"{part}kept_{noun}"] for part in parts]
-            yield kind(f"stage 1 {name}, {noun} after top-k and top-p", got, want)
+        want = [{key: arrays[part + key] for key in ("kept_ids", "kept_scores")} for part in parts]
+        yield compare.kept_steps(f"stage 1 {name}, after top-k and top-p", replay, want)
 
 
 def _between(inputs: Sequence[Array], answers: Sequence[Array]) -> list[Array]:
@@ -142,7 +146,11 @@ def _between(inputs: Sequence[Array], answers: Sequence[Array]) -> list[Array]:
 
 def _if_same_numbers(outcome: Outcome) -> Outcome:
     """Sampled tokens cannot be judged where torch's generator gives other numbers than the recording's."""
-    return outcome if outcome.passed else Outcome(outcome.name, None, f"{outcome.figures}, other random numbers")
+    return (
+        outcome
+        if outcome.passed
+        else Outcome(outcome.name, None, f"{outcome.figures}; random numbers or rounding differ")
+    )
 
 
 def _close_scores(name: str, got: list[Array], want: list[Array]) -> Outcome:

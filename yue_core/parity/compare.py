@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,7 +67,25 @@ def greedy_tokens(name: str, got: Sequence[Array], want: Sequence[Array], margin
             break  # from here on both write songs of their own
         same += count
         held = held and len(g) == len(w)
-    return Outcome(name, held and len(got) == len(want), f"{share(same, total)} equal")
+    return Outcome(name, held and len(got) == len(want), f"{share(same, total)} equal before the first difference")
+
+
+def kept_steps(name: str, got: Sequence[Mapping[str, Array]], want: Sequence[Mapping[str, Array]]) -> Outcome:
+    """What top-k and top-p leave in each step: the same ids, with scores within the tolerance.
+
+    Each section is `kept_ids` [S, n] (-1 padded) and `kept_scores` [S, n]; n may differ.
+    """
+    same, total, worst = 0, 0, 0.0
+    for g, w in zip(got, want, strict=True):
+        for step in range(len(w["kept_ids"])):
+            ids, expected = (side["kept_ids"][step][side["kept_ids"][step] >= 0] for side in (g, w))
+            total += 1
+            if np.array_equal(ids, expected):
+                same += 1
+                off = g["kept_scores"][step, : len(ids)] - w["kept_scores"][step, : len(ids)]
+                worst = max(worst, float(np.abs(off).max()))
+    figures = f"{share(same, total)} steps with equal ids, scores off by {worst:.1e} at most (allowed: {SCORES:.0e})"
+    return Outcome(name, same == total and worst <= SCORES, figures)
 
 
 def window_codes(name: str, got: Sequence[Array], want: Sequence[Array], margins: Sequence[Array]) -> Outcome:
