@@ -35,13 +35,9 @@ def usage(kernel: Any, folder: Path) -> dict[str, int]:
     [
         (90, {"rows": 2, "guided": True}),
         (90, {"rows": 8, "guided": True}),
-        (90, {"rows": 16}),
         (90, {"rows": 2, "int8": True}),
-        (90, {"rows": 16, "int8": True}),
-        (90, {"rows": 2, "dtype": torch.float32}),
-        (89, {"rows": 2, "guided": True}),
         (89, {"rows": 16, "int8": True}),
-        (80, {"rows": 2, "dtype": torch.float16}),
+        (80, {"rows": 2, "dtype": torch.float32}),
         (80, {"rows": 8, "int8": True}),
     ],
 )
@@ -54,9 +50,7 @@ def test_stage1_step(capability: int, sizes: dict[str, Any], tmp_path: Path) -> 
     [
         (90, {"rows": 20, "new": 2}),
         (90, {"rows": 20, "int8": True}),
-        (90, {"rows": 10}),
         (89, {"rows": 20, "new": 2, "int8": True}),
-        (80, {"rows": 4, "new": 2}),
     ],
 )
 def test_stage2_step(capability: int, sizes: dict[str, Any], tmp_path: Path) -> None:
