@@ -181,11 +181,15 @@ class Shelf:
         self.lines.append(line)
         self.content[str(line["target"])] = content
         self.server.files[url_path(line)] = content
+        self.write()
+        return url_path(line)
+
+    def write(self) -> None:
+        """Write the manifest."""
         roles = list(dict.fromkeys(str(each["role"]) for each in self.lines))
         raw = {"version": 1, "profiles": {"tiny": [], "en": roles}, "files": self.lines}
         (self.checkout / "weights_manifest.json").write_text(json.dumps(raw))
         files.manifest.cache_clear()
-        return url_path(line)
 
     def fetch(self) -> list[str]:
         """Fetch profile `en`; what was said."""

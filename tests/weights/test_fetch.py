@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import shutil
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.weights.conftest import url_path
 from yue_core.errors import WeightsError
 from yue_core.weights import check, files, remote
 from yue_core.weights import fetch as fetching
@@ -353,6 +355,37 @@ def test_dangling_links_are_named(shelf: Shelf, big: str) -> None:
     target.unlink()
     shelf.fetch()
     assert shelf.complete()
+
+
+def test_dangling_folders_are_named(shelf: Shelf, big: str) -> None:
+    shelf.root.mkdir()
+    (shelf.root / "stage2").symlink_to("/nowhere/cache")
+    refused(shelf, r"lies below .*stage2, which is a dangling link to /nowhere/cache; mount")
+    assert shelf.server.log == []
+    (shelf.root / "stage2").unlink()
+    shelf.root.rmdir()
+    shelf.root.symlink_to("/nowhere/weights")
+    refused(shelf, r"lies below .*weights, which is a dangling link to /nowhere/weights; mount")
+
+
+def test_another_revision_is_fetched(shelf: Shelf, big: str) -> None:
+    """A newer manifest: what differs is fetched, what has the same content is only noted anew."""
+    shelf.fetch()
+    for line in shelf.lines:
+        line["revision"] = "f" * 40
+    changed = BIG[::-1]
+    shelf.lines[1] |= {"sha256": hashlib.sha256(changed).hexdigest()}
+    shelf.content["stage2/model.safetensors"] = changed
+    for line in shelf.lines:
+        shelf.server.files[url_path(line)] = shelf.content[str(line["target"])]
+    shelf.write()
+    with pytest.raises(WeightsError, match="is of another revision"):
+        check.require("en", shelf.root)
+    shelf.server.log.clear()
+    shelf.fetch()
+    assert shelf.complete()
+    assert len(shelf.server.gets()) == 1
+    check.require("en", shelf.root)
 
 
 def test_a_file_deleted_after_fetch(shelf: Shelf, big: str) -> None:

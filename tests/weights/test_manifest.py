@@ -92,11 +92,11 @@ def test_missing_profile_names_the_command(tmp_path: Path) -> None:
 )
 def test_complete_profile(tmp_path: Path, profile: str, pairs: set[tuple[str, str]]) -> None:
     lock = {}
-    for target in needed(profile):
+    for target, origin in needed(profile).items():
         path = tmp_path / target
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(target)
-        lock[target] = Checked(len(target), "0" * 64, int(path.stat().st_mtime), "manifest", "")
+        lock[target] = Checked(len(target), "0" * 64, int(path.stat().st_mtime), "manifest", origin)
     files.write_lock(tmp_path, lock)
     found = profile_files(profile, tmp_path)
     assert set(found.stage1) == pairs

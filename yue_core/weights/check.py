@@ -9,25 +9,28 @@ from dataclasses import replace
 from pathlib import Path
 
 from yue_core.errors import WeightsError
-from yue_core.weights.files import Lock, fault, manifest, read_lock, sha256_of, write_lock
+from yue_core.weights.files import TOUCHED, Lock, WeightFile, fault, manifest, read_lock, sha256_of, write_lock
 
 CONVERTED = {  # role -> folder of plain safetensors made from the role's pickle
     "codec": "xcodec",
     "vocoder-vocals": "vocoder-vocals",
     "vocoder-instrumental": "vocoder-instrumental",
 }
-TOUCHED = "was changed after it was checked"
+CONVERTER = 1  # version; a higher one makes earlier conversions void
 
 
-def needed(profile: str) -> tuple[str, ...]:
-    """Targets that must be sound before the profile can be loaded: published files, and converted ones."""
-    targets: list[str] = []
+def converted(file: WeightFile) -> dict[str, str]:
+    """What is made of a pickle: target -> origin."""
+    origin = f"conversion {CONVERTER} of {file.sha256}"
+    return {f"{CONVERTED[file.role]}/{name}": origin for name in ("config.json", "model.safetensors")}
+
+
+def needed(profile: str) -> dict[str, str]:
+    """Files that must be sound before the profile can be loaded, published or converted: target -> origin."""
+    targets: dict[str, str] = {}
     for file in manifest().of(profile):
-        if file.role in CONVERTED:
-            targets += [f"{CONVERTED[file.role]}/{name}" for name in ("config.json", "model.safetensors")]
-        else:
-            targets.append(file.target)
-    return tuple(targets)
+        targets |= converted(file) if file.role in CONVERTED else {file.target: file.origin}
+    return targets
 
 
 def faults(profile: str, root: Path, *, deep: bool = False) -> dict[str, str]:
@@ -37,7 +40,7 @@ def faults(profile: str, root: Path, *, deep: bool = False) -> dict[str, str]:
     found is noted in the lock, where the folder can be written.
     """
     lock = read_lock(root)
-    found = {target: fault(root, target, lock) for target in needed(profile)}
+    found = {target: fault(root, target, lock, origin) for target, origin in needed(profile).items()}
     doubtful = [target for target, words in found.items() if words == TOUCHED or (deep and words is None)]
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         for target, digest in zip(doubtful, pool.map(lambda t: sha256_of(root / t), doubtful), strict=True):
@@ -49,10 +52,10 @@ def faults(profile: str, root: Path, *, deep: bool = False) -> dict[str, str]:
 def _renew(root: Path, lock: Lock, targets: list[str]) -> None:
     """Note the modification times of files that turned out to be unchanged."""
     times = {target: int((root / target).stat().st_mtime) for target in targets}
-    if all(lock[target].modified == time for target, time in times.items()):
-        return
-    with suppress(OSError):  # a read-only folder: the same files are hashed again next time
-        write_lock(root, lock | {target: replace(lock[target], modified=t) for target, t in times.items()})
+    renewed = {t: replace(lock[t], modified=time) for t, time in times.items() if lock[t].modified != time}
+    if renewed:
+        with suppress(OSError):  # a read-only folder: the same files are hashed again next time
+            write_lock(root, read_lock(root) | renewed)
 
 
 def require(profile: str, root: Path) -> None:

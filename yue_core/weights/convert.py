@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from yue_core.errors import WeightsError
-from yue_core.weights.check import CONVERTED
+from yue_core.weights.check import CONVERTED, converted
 from yue_core.weights.files import (
     Checked,
     WeightFile,
@@ -131,26 +131,24 @@ def convert(profile: str, root: Path, say: Callable[[str], None] = print) -> Non
 
 def convert_one(file: WeightFile, root: Path, say: Callable[[str], None] = print) -> None:
     """Convert one pickle, provided that its sha256 is the listed one; a sound conversion of it is kept."""
-    lock = read_lock(root)
-    folder = CONVERTED[file.role]
-    targets = [f"{folder}/config.json", f"{folder}/model.safetensors"]
-    if not any(fault(root, target, lock) for target in targets):
+    lock, made = read_lock(root), converted(file)
+    if not any(fault(root, target, lock, origin) for target, origin in made.items()):
         return
-    if words := fault(root, file.target, lock):
+    if words := fault(root, file.target, lock, file.origin):
         raise WeightsError(f"{root / file.target} {words}; run scripts/weights fetch.")
     maker, config = MAKERS[file.role]
     with TensorArchive(root / file.target) as archive:
         tensors = maker(archive)
-    (root / folder).mkdir(exist_ok=True)
-    write_atomically(root / targets[0], json.dumps(config, indent=2) + "\n")
-    write_checked(tensors, root / targets[1])
-    origin = f"conversion of {lock[file.target].sha256}"
-    for target in targets:
+    described, stored = (root / target for target in made)
+    stored.parent.mkdir(exist_ok=True)
+    write_atomically(described, json.dumps(config, indent=2) + "\n")
+    write_checked(tensors, stored)
+    for target, origin in made.items():
         stat = (root / target).stat()
         sha256 = sha256_of(root / target)
         lock[target] = Checked(stat.st_size, sha256, int(stat.st_mtime), "conversion", origin)
     write_lock(root, lock)
-    say(f"{targets[1]}: {len(tensors)} tensors converted from {file.target}")
+    say(f"{stored.relative_to(root)}: {len(tensors)} tensors converted from {file.target}")
 
 
 def write_checked(tensors: Mapping[str, Tensor], path: Path) -> None:

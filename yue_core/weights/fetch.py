@@ -20,11 +20,12 @@ from tqdm import tqdm
 
 from yue_core.errors import WeightsError
 from yue_core.weights import remote
-from yue_core.weights.check import CONVERTED, faults, require
+from yue_core.weights.check import CONVERTED, converted, faults, needed, require
 from yue_core.weights.convert import convert
 from yue_core.weights.files import (
     Checked,
     WeightFile,
+    dangling,
     disguise,
     fault,
     manifest,
@@ -60,6 +61,7 @@ def fetch(profile: str, root: Path, *, offline: bool = False, say: Callable[[str
         return
     if offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "TRUE", "YES", "ON"}:
         require(profile, root)
+    _refuse_dangling_links(profile, root)
     with _turn(root, say):
         wrong = faults(profile, root)  # another process may have done the work meanwhile
         wanted = [file for file in manifest().of(profile) if _wanted(file, wrong, root)]
@@ -73,8 +75,16 @@ def _wanted(file: WeightFile, wrong: dict[str, str], root: Path) -> bool:
     """Whether a file has to be fetched; a pickle only while its converted form is not there."""
     if file.role not in CONVERTED:
         return file.target in wrong
-    made = CONVERTED[file.role]
-    return any(t.startswith(f"{made}/") for t in wrong) and fault(root, file.target, read_lock(root)) is not None
+    if not wrong.keys() & converted(file).keys():
+        return False
+    return fault(root, file.target, read_lock(root), file.origin) is not None
+
+
+def _refuse_dangling_links(profile: str, root: Path) -> None:
+    """Raise WeightsError for a link that leads nowhere: something may be meant to be mounted there."""
+    for target in (*needed(profile), *(file.target for file in manifest().of(profile))):
+        if words := dangling(root, target):
+            raise WeightsError(f"{root / target} {words}; mount its target or delete the link.")
 
 
 @contextmanager
@@ -101,8 +111,9 @@ def _check_disk(wanted: list[WeightFile], root: Path) -> None:
     """Raise WeightsError unless everything fits, converted copies included, before the first byte."""
     missing = 0
     for file in wanted:
-        part = _part(root / file.target)
-        missing += max(0, file.expected_bytes - (part.stat().st_size if part.is_file() else 0))
+        path = root / file.target
+        there = max((p.stat().st_size for p in (path, _part(path)) if p.is_file()), default=0)
+        missing += max(0, file.expected_bytes - there)
         missing += file.expected_bytes if file.role in CONVERTED else 0
     free = shutil.disk_usage(root).free
     if missing > free:
@@ -268,5 +279,4 @@ def _vouched(file: WeightFile, found: Offer | None, path: Path, sha256: str) -> 
 def _checked(file: WeightFile, path: Path, sha256: str, by: str) -> Checked:
     """The lock file's entry for a file whose content is right."""
     stat = path.stat()
-    origin = f"{file.repo}@{file.revision[:8]}/{file.path}"
-    return Checked(stat.st_size, sha256, int(stat.st_mtime), by, origin)
+    return Checked(stat.st_size, sha256, int(stat.st_mtime), by, file.origin)

@@ -14,6 +14,7 @@ from yue_core.errors import WeightsError
 CHECKOUT = Path(__file__).resolve().parents[2]
 LOCK_FILE = "weights.lock.json"  # beside the weights: what was really fetched
 READ_BYTES = 4 << 20
+TOUCHED = "was changed after it was checked"  # perhaps only its time
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,11 @@ class WeightFile:
     sha256_from: str = ""  # "lfs" or "git": what the server states instead of a known sha256
 
     @property
+    def origin(self) -> str:
+        """How the lock file names where it came from."""
+        return f"{self.repo}@{self.revision[:8]}/{self.path}"
+
+    @property
     def expected_bytes(self) -> int:
         """The size, exact or estimated."""
         return self.bytes or self.bytes_about
@@ -45,8 +51,8 @@ class Checked:
     bytes: int
     sha256: str
     modified: int  # seconds since the epoch
-    by: str  # what vouched for the content: "manifest", "lfs", "git", "length", or "conversion of <sha256>"
-    origin: str  # "m-a-p/YuE-s2-1B-general@9dfa90b7/config.json"
+    by: str  # what vouched for the content: "manifest", "lfs", "git", "size" or "conversion"
+    origin: str  # "m-a-p/YuE-s2-1B-general@9dfa90b7/config.json", or of what it is a conversion
 
 
 Lock = dict[str, Checked]  # by target
@@ -93,7 +99,7 @@ def write_lock(root: Path, lock: Lock) -> None:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a small file so that no reader ever sees half of it."""
-    new = path.with_name(path.name + ".new")
+    new = path.with_name(f"{path.name}.{os.getpid()}.new")
     with new.open("w") as file:
         file.write(text)
         file.flush()
@@ -101,11 +107,11 @@ def write_atomically(path: Path, text: str) -> None:
     new.replace(path)
 
 
-def fault(root: Path, target: str, lock: Lock) -> str | None:
+def fault(root: Path, target: str, lock: Lock, origin: str) -> str | None:
     """What is wrong with a file, by size and modification time alone, or None when it may be loaded."""
     path = root / target
-    if path.is_symlink() and not path.exists():
-        return f"is a dangling link to {os.readlink(path)}"
+    if link := dangling(root, target):
+        return link
     if not path.is_file():
         return "is missing"
     size = path.stat().st_size
@@ -116,10 +122,24 @@ def fault(root: Path, target: str, lock: Lock) -> str | None:
     checked = lock.get(target)
     if checked is None:
         return "was never checked"
+    if checked.origin != origin:
+        return "is of another revision"
     if size != checked.bytes:
         return f"has {size} bytes instead of {checked.bytes}"
     if int(path.stat().st_mtime) != checked.modified:
-        return "was changed after it was checked"
+        return TOUCHED
+    return None
+
+
+def dangling(root: Path, target: str) -> str | None:
+    """Name the link on the way to a file that leads nowhere, if there is one."""
+    path = root / target
+    for link in (path, *path.parents):
+        if link.is_symlink() and not link.exists():
+            where = "" if link == path else f"lies below {link}, which "
+            return f"{where}is a dangling link to {os.readlink(link)}"
+        if link == root:
+            break
     return None
 
 
