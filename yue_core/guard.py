@@ -35,17 +35,22 @@ class Guard:
         self._running += 1
         try:
             yield
+        except YuEError:
+            raise
         except BaseException as error:  # Cog's cancellation is no Exception
-            mine = isinstance(error, Exception) and not isinstance(error, YuEError | Cancelled)
-            if mine:
+            ours = isinstance(error, Exception) and not isinstance(error, Cancelled)
+            if ours:
                 traceback.print_exc(file=sys.__stderr__)  # sys.stderr would be sent to the caller
             traceback.clear_frames(error.__traceback__)  # they hold the tensors
-            if is_out_of_memory(error):
+            memory = is_out_of_memory(error)
+            if memory:
                 self.pipeline.release()
-            release_memory()
-            if not mine:
+                gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            if not ours:
                 raise
-            if is_out_of_memory(error):
+            if memory:
                 raise MachineError(self.what_fits()) from None
             self._lost = self._lost or isinstance(error, torch.AcceleratorError)
             raise RuntimeError(OUR_FAULT) from None
@@ -85,10 +90,3 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def release_memory() -> None:
-    """Give back what failed predictions held."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -21,7 +21,10 @@ order: set[str] = set()  # words of the running prediction's tags
 
 
 class Faulty(predict.Predictor):
-    """`bug`, `memory`, `lost` and `death` strike in stage 1; `no-stage1`, `no-stage2` skip; `no-mp3`, `no-wav` fail."""
+    """`bug`, `memory`, `lost` and `death` strike in stage 1; `no-stage1`, `no-stage2` skip; `no-mp3`, `no-wav` fail.
+
+    `brief` makes sections of one second. Words in the variable FAULTS hold for every prediction.
+    """
 
     def setup(self) -> None:
         """Load the predictor and put the faults in."""
@@ -30,7 +33,7 @@ class Faulty(predict.Predictor):
 
         def generate(request: Any, *rest: Any) -> Any:
             order.clear()
-            order.update(request.genre_tags.split())
+            order.update(request.genre_tags.split(), os.environ.get("FAULTS", "").split())
             return real_generate(request, *rest)
 
         self.desk.pipeline.generate = generate
@@ -55,7 +58,8 @@ def write(self: Ensemble, takes: Sequence[Take], progress: Progress) -> None:
         noise = np.random.default_rng([take.seed, take.variation])
         for i, audio in enumerate(take.audio):
             if audio is None:
-                ids = noise.integers(book.start, book.stop, take.sampling.max_new_tokens)
+                count = 100 if "brief" in order else take.sampling.max_new_tokens
+                ids = noise.integers(book.start, book.stop, count)
                 take.audio[i] = [*ids.tolist(), self.vocabulary.end_of_audio]
     return None
 
