@@ -140,7 +140,7 @@ def test_report_names_what_is_there(tmp_path: Path) -> None:
     assert text.endswith("ready")
     for words in ("CPU", "GPU", "PyTorch", "disk", "ffmpeg", "flash-attn", "tiny", "en-cot", "largest fit"):
         assert f"\n  {words} " in text
-    assert "en-cot        17.9 GB  15 files missing" in text
+    assert "en-cot        17.9 GB  17 files missing" in text
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights/tokenizer.model").write_text("version https://git-lfs.github.com/spec/v1\n")
     text, _ = machine_report("en", 60.0, CPU, root=tmp_path / "weights")

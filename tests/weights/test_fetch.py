@@ -469,6 +469,24 @@ def test_unknown_hash_on_a_plain_mirror(shelf: Shelf) -> None:
     assert read_lock(shelf.root)["stage2/config.json"].by == "size"
 
 
+def test_an_optional_file_may_be_absent(shelf: Shelf, big: str) -> None:
+    path = shelf.add("stage2", "generation_config.json", SMALL, known=False)
+    shelf.lines[-1]["optional"] = True
+    shelf.write()
+    del shelf.server.files[path]
+    shelf.server.head_status[path].append(500)  # one trouble is not yet an absence
+    assert "stage2/generation_config.json: not published" in shelf.fetch()
+    assert not list(shelf.root.rglob("generation_config*"))
+    shelf.server.log.clear()
+    assert shelf.fetch() == []
+    assert check.faults("en", shelf.root, deep=True) == {}
+    assert shelf.server.log == []
+    (shelf.root / "stage2/generation_config.json").write_bytes(b"{}")
+    assert check.faults("en", shelf.root).keys() == {"stage2/generation_config.json"}
+    shelf.fetch()
+    assert not list(shelf.root.rglob("generation_config*"))
+
+
 def test_files_come_in_parallel(shelf: Shelf) -> None:
     """Each request is held back until all four are there."""
     paths = [shelf.add("stage2", f"model-{n}.safetensors", BIG[:200_000]) for n in range(4)]

@@ -76,7 +76,7 @@ def test_unknown_profile() -> None:
 
 
 def test_missing_profile_names_the_command(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"is missing \(and 14 more\); run scripts/weights fetch en-cot\."):
+    with pytest.raises(WeightsError, match=r"is missing \(and 16 more\); run scripts/weights fetch en-cot\."):
         profile_files("en-cot", tmp_path)
 
 
@@ -151,8 +151,8 @@ def test_command_says_what_is_missing(tmp_path: Path) -> None:
     assert re.fullmatch(r"error: .* run scripts/weights fetch zh\.\n", done.stderr)
     done = run_weights("--root", str(tmp_path), "check", "zh")
     assert done.returncode == 2
-    assert "20 files are not as they should be" in done.stderr
-    assert done.stdout.count(" is missing\n") == 20
+    assert "23 files are not as they should be" in done.stderr
+    assert done.stdout.count(" is missing\n") == 23
 
 
 def test_command_lists_and_needs_nothing_for_tiny(tmp_path: Path) -> None:

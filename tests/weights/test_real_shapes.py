@@ -81,6 +81,10 @@ def serve(folder: Path, server: Server, checkout: Path) -> None:
     """Put the files on the server, and their sizes and hashes into a copy of the manifest."""
     lines = []
     for file in files.manifest().of("en-cot"):
+        if not (folder / file.target).exists():  # as a repository may lack what is optional
+            assert file.optional
+            lines.append({key: value for key, value in asdict(file).items() if value != ""})
+            continue
         with (folder / file.target).open("rb") as stored:
             content = memoryview(mmap.mmap(stored.fileno(), 0, access=mmap.ACCESS_READ))
         server.files[f"/{file.repo}/resolve/{file.revision}/{file.path}"] = content

@@ -107,9 +107,7 @@ def read_header(path: Path) -> dict[str, Stored]:
     for name, entry in entries.items():
         begin, end = entry["data_offsets"]
         if start + end > size:
-            raise WeightsError(
-                f"{path} is cut short at {size} bytes, {name} ends at {start + end}; {FETCH_AGAIN}."
-            )
+            raise WeightsError(f"{path} is cut short at {size} bytes, {name} ends at {start + end}; {FETCH_AGAIN}.")
         if entry["dtype"] not in DTYPES:
             raise WeightsError(
                 f"{path} stores {name} as {entry['dtype']}, which cannot be loaded; use the published files."

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from yue_core.errors import WeightsError
-from yue_core.weights.files import TOUCHED, Lock, WeightFile, fault, manifest, read_lock, sha256_of, write_lock
+from yue_core.weights.files import ABSENT, TOUCHED, Lock, WeightFile, fault, manifest, read_lock, sha256_of, write_lock
 
 CONVERTED = {  # role -> folder of plain safetensors made from the role's pickle
     "codec": "xcodec",
@@ -41,7 +41,11 @@ def faults(profile: str, root: Path, *, deep: bool = False) -> dict[str, str]:
     """
     lock = read_lock(root)
     found = {target: fault(root, target, lock, origin) for target, origin in needed(profile).items()}
-    doubtful = [target for target, words in found.items() if words == TOUCHED or (deep and words is None)]
+    doubtful = [
+        target
+        for target, words in found.items()
+        if words == TOUCHED or (deep and words is None and lock[target].by != ABSENT)
+    ]
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         for target, digest in zip(doubtful, pool.map(lambda t: sha256_of(root / t), doubtful), strict=True):
             found[target] = None if digest == lock[target].sha256 else "differs from what was fetched"

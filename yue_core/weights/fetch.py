@@ -23,6 +23,7 @@ from yue_core.weights import remote
 from yue_core.weights.check import CONVERTED, converted, faults, needed, require
 from yue_core.weights.convert import convert
 from yue_core.weights.files import (
+    ABSENT,
     Checked,
     WeightFile,
     dangling,
@@ -34,7 +35,7 @@ from yue_core.weights.files import (
     write_lock,
 )
 from yue_core.weights.part import Part
-from yue_core.weights.remote import Offer, Transient
+from yue_core.weights.remote import Absent, Offer, Transient
 
 WORKERS = 4  # files at once
 ATTEMPTS = 6  # in a row without progress
@@ -147,7 +148,12 @@ def _fetch_all(wanted: list[WeightFile], root: Path, say: Callable[[str], None])
             with guard:
                 lock[file.target] = checked
                 write_lock(root, lock)
-                say(f"{file.target}: {checked.bytes / 1e6:.1f} MB, content checked ({checked.by})")
+                what = (
+                    "not published"
+                    if checked.by == ABSENT
+                    else f"{checked.bytes / 1e6:.1f} MB, checked by {checked.by}"
+                )
+                say(f"{file.target}: {what}")
 
         futures = [pool.submit(one, file) for file in sorted(wanted, key=lambda f: -f.expected_bytes)]
         try:
@@ -179,6 +185,12 @@ def _fetch_one(file: WeightFile, root: Path, before: Checked | None, advance: Ad
                 advance(file.expected_bytes)
                 return _checked(file, path, sha256, by)
         return download(file, path, advance)
+    except Absent:
+        if not file.optional:
+            raise
+        for stray in (path, _part(path)):
+            stray.unlink(missing_ok=True)
+        return Checked(0, "", 0, ABSENT, file.origin)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise WeightsError(

@@ -14,6 +14,7 @@ from yue_core.errors import WeightsError
 CHECKOUT = Path(__file__).resolve().parents[2]
 LOCK_FILE = "weights.lock.json"  # beside the weights: what was really fetched
 READ_BYTES = 4 << 20
+ABSENT = "absent"  # an optional file that its repository lacks
 TOUCHED = "was changed after it was checked"  # perhaps only its time
 
 
@@ -31,6 +32,7 @@ class WeightFile:
     role: str  # "stage1/en/cot", "stage2", "codec", ...
     target: str  # path under the weights folder
     bytes_about: int = 0  # estimate where the exact size is not known
+    optional: bool = False  # whether a repository may lack it
     sha256_from: str = ""  # "lfs" or "git": what the server states instead of a known sha256
 
     @property
@@ -51,7 +53,7 @@ class Checked:
     bytes: int
     sha256: str
     modified: int  # seconds since the epoch
-    by: str  # what vouched for the content: "manifest", "lfs", "git", "size" or "conversion"
+    by: str  # what vouched for the content: "manifest", "lfs", "git", "size", "conversion"; or ABSENT
     origin: str  # "m-a-p/YuE-s2-1B-general@9dfa90b7/config.json", or of what it is a conversion
 
 
@@ -112,14 +114,14 @@ def fault(root: Path, target: str, lock: Lock, origin: str) -> str | None:
     path = root / target
     if link := dangling(root, target):
         return link
+    checked = lock.get(target)
     if not path.is_file():
-        return "is missing"
+        return None if checked and (checked.by, checked.origin) == (ABSENT, origin) else "is missing"
     size = path.stat().st_size
     with path.open("rb") as file:
         stand_in = disguise(file.read(512))
     if stand_in:
         return f"is {stand_in}"
-    checked = lock.get(target)
     if checked is None:
         return "was never checked"
     if checked.origin != origin:

@@ -33,6 +33,10 @@ class Transient(Exception):
         self.wait = min(wait, MAX_WAIT)
 
 
+class Absent(WeightsError):
+    """The server does not have the file."""
+
+
 @dataclass(frozen=True)
 class Offer:
     """What a server says about a file."""
@@ -94,7 +98,7 @@ def _refusal(url: str, status: int, retry_after: str | None) -> Exception:
         wait = float(retry_after) if retry_after and retry_after.isdecimal() else 0.0
         return Transient(f"{url} answered {status}", wait)
     if status == 404:
-        return WeightsError(f"{url} does not exist (404); check YUE_WEIGHTS_URL, or update this checkout.")
+        return Absent(f"{url} does not exist (404); check YUE_WEIGHTS_URL, or update this checkout.")
     return WeightsError(f"{url} refused access ({status}); check YUE_WEIGHTS_TOKEN and YUE_WEIGHTS_URL.")
 
 
