@@ -88,6 +88,7 @@ def test_resume_where_the_server_ignores_ranges(shelf: Shelf, big: str) -> None:
     shelf.server.misbehave(big, ignore_range=True)
     shelf.fetch()
     assert shelf.complete()
+    assert len(shelf.server.gets(big)) == 2
 
 
 @pytest.mark.parametrize("promise", [-1000, 1000])

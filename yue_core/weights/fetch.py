@@ -144,7 +144,7 @@ def _fetch_all(wanted: list[WeightFile], root: Path, say: Callable[[str], None])
                 bar.update(count)
 
         def one(file: WeightFile) -> None:
-            checked = _fetch_one(file, root, lock.get(file.target), advance)
+            checked = _fetch_one(file, root, advance)
             with guard:
                 lock[file.target] = checked
                 write_lock(root, lock)
@@ -171,7 +171,7 @@ def _raise_first(futures: list[Future[None]]) -> None:
         raise error
 
 
-def _fetch_one(file: WeightFile, root: Path, before: Checked | None, advance: Advance) -> Checked:
+def _fetch_one(file: WeightFile, root: Path, advance: Advance) -> Checked:
     """Bring one file to its place, or take over one that was put there by hand."""
     path = root / file.target
     if path.is_symlink() and not path.exists():
@@ -181,7 +181,7 @@ def _fetch_one(file: WeightFile, root: Path, before: Checked | None, advance: Ad
         if path.is_file() and file.bytes in (None, path.stat().st_size):
             sha256 = sha256_of(path)
             by = _vouched(file, None if file.sha256 else _offer(file), path, sha256)
-            if by not in (None, "size") and (before is None or before.sha256 == sha256):
+            if by not in (None, "size"):
                 advance(file.expected_bytes)
                 return _checked(file, path, sha256, by)
         return download(file, path, advance)
