@@ -104,7 +104,9 @@ class Server:
 
     def processes(self) -> list[int]:
         """The server and its worker."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        threads = Path(f"/proc/{self.process.pid}/task").iterdir()
+        children = [child for thread in threads for child in (thread / "children").read_text().split()]
+        assert children, "the worker is gone"
         return [self.process.pid, *map(int, children)]
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
