@@ -154,3 +154,5 @@ def test_doctor_exit_codes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caps
     assert "not ready: Weights of profile en:" in capsys.readouterr().out
     assert doctor.main(["--profile", "fr", "--device", "cpu"]) == 2
     assert "no profile 'fr'" in capsys.readouterr().err
+    assert doctor.main(["--device", "toaster"]) == 2
+    assert "'toaster' cannot be used" in capsys.readouterr().err

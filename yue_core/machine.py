@@ -12,9 +12,12 @@ from pathlib import Path
 
 import torch
 
+from yue_core.ensemble import MAX_SONGS
 from yue_core.errors import MachineError, WeightsError
 from yue_core.lm.checkpoint import STAGE1, STAGE2, tensor_shapes
 from yue_core.lm.config import LMConfig
+from yue_core.lm.kv import KVPool
+from yue_core.pipeline import PRECISIONS
 from yue_core.song import FRAMES_PER_SECOND
 from yue_core.stage1 import MAX_NEW_TOKENS
 from yue_core.stage2 import WINDOW, slots_of
@@ -23,10 +26,8 @@ from yue_core.weights.check import faults, require
 from yue_core.weights.files import manifest
 from yue_core.weights.manifest import PROFILES, profile_files, weights_root
 
-BYTES = {"fp32": (4, 4), "fp16": (2, 2), "bf16": (2, 2), "int8": (1, 2)}  # a layer's matrices, all else
 CODEC_BYTES = 889_000_000  # float32: X-Codec 743.6 MB, two vocoders of 72.5 MB (facts: weights, section C)
 ALLOWANCE = 1_500_000_000  # bytes for CUDA itself and for activations; a provision, not a measurement
-MAX_SONGS = 8
 GPU_MEMORY_SHARE = 0.9  # of free memory that stage 2 fills with windows
 
 
@@ -64,7 +65,8 @@ class Need:
 
 def lm_bytes(config: LMConfig, precision: str, head_rows: int) -> int:
     """Memory of a language model's weights with `head_rows` rows of its head (`lm.layout`)."""
-    matrices, others = BYTES[precision]
+    others = PRECISIONS[precision].itemsize
+    matrices = 1 if precision == "int8" else others
     total = 0
     for name, shape in tensor_shapes(config).items():
         if name == "lm_head.weight":
@@ -88,13 +90,14 @@ def need(profile: str, precision: str, seconds: float) -> Need:
         roles = {file.role for file in manifest().of(profile)}
         first, second, codec, vocabulary = STAGE1, STAGE2, CODEC_BYTES, YUE
         checkpoints = sum(role.startswith("stage1/") for role in roles)
-    size = BYTES[precision][1]
+    dtype = PRECISIONS[precision]
     return Need(
         stage1=checkpoints * lm_bytes(first, precision, first.vocab_size),
         stage2=lm_bytes(second, precision, acoustic_rows(vocabulary)),
         codec=codec,
-        song=(first.max_positions + min(first.max_positions, MAX_NEW_TOKENS + 1)) * kv_bytes(first, size),
-        window=slots_of(WINDOW, vocabulary) * kv_bytes(second, size),
+        song=(first.max_positions + min(first.max_positions, MAX_NEW_TOKENS + 1))
+        * KVPool.bytes_per_token(first, dtype),
+        window=slots_of(WINDOW, vocabulary) * KVPool.bytes_per_token(second, dtype),
         windows=2 * ceil(seconds * FRAMES_PER_SECOND / WINDOW),
     )
 
@@ -102,11 +105,6 @@ def need(profile: str, precision: str, seconds: float) -> Need:
 def acoustic_rows(vocabulary: Vocabulary) -> int:
     """Ids that stage 2 draws from."""
     return (vocabulary.num_codebooks - 1) * vocabulary.codebook_size
-
-
-def kv_bytes(config: LMConfig, size: int) -> int:
-    """Keys and values of one token."""
-    return 2 * config.num_layers * config.kv_size * size
 
 
 def songs_that_fit(wanted: Need, free: int) -> int:

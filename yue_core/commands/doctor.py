@@ -28,15 +28,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments = it.parse_args(argv)
 
-    import torch
-
     from yue_core.errors import YuEError
     from yue_core.machine import machine_report
+    from yue_core.pipeline import usable_device
 
     try:
         if arguments.parity is not None:
             return 0 if parity(arguments.parity, arguments.device, arguments.precision) else 1
-        device = torch.device(arguments.device) if arguments.device else None
+        device = usable_device(arguments.device) if arguments.device else None
         text, ready = machine_report(arguments.profile, arguments.seconds, device, arguments.precision)
     except YuEError as error:
         print(f"error: {error}", file=sys.stderr)
