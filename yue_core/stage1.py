@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from yue_core.lm.decoder import make_decoder
+from yue_core.lm.guided import Draw
 from yue_core.lm.kv import KVPool
 from yue_core.lm.layout import LMWeights
-from yue_core.lm.sampler import Knobs, draw, noise, process
-from yue_core.lm.transformer import forward, logits, normaliser, prefill
+from yue_core.lm.sampler import draw, noise
+from yue_core.lm.transformer import prefill
 from yue_core.song import TOKENS_PER_FRAME, Codes, Sampling, SectionSpan, SongTokens
 from yue_core.text.prompt import Prompt, fit_context
 from yue_core.text.vocabulary import Vocabulary
 
 FIRST_GUIDANCE, LATER_GUIDANCE = 1.5, 1.2  # upstream's scales for the first section and the others
 MAX_NEW_TOKENS = 6000  # per section: one minute
-
-Draw = Callable[[Tensor, Tensor], Tensor]  # scores [B, N], uniforms [B] -> indices [B]
 
 
 @dataclass(eq=False)  # two takes of the same request are still two
@@ -82,40 +81,40 @@ class Stage1Batch:
     """
 
     def __init__(self, lm: LMWeights, vocabulary: Vocabulary, songs: int, choose: Draw = draw) -> None:
-        self.lm, self.vocabulary, self.choose = lm, vocabulary, choose
+        self.lm, self.vocabulary = lm, vocabulary
         self.pool = KVPool(lm.config, song_capacity(lm) * songs, lm.device, lm.dtype)
         self.takes: list[Take | None] = [None] * songs
         self._cached: list[list[int]] = [[] for _ in range(songs)]  # ids in each prompted row
-        self._new: list[int] = [0] * songs  # tokens drawn in the open section
+        self._before: list[int] = [0] * songs  # tokens that the take had written before the open section
         self._end = int((lm.drawable == vocabulary.end_of_audio).nonzero()[0, 0])
-        self._token = torch.zeros(songs, dtype=torch.long, device=lm.device)  # [B] next id to feed
-        self._seen = torch.zeros(songs, len(lm.drawable), dtype=torch.bool, device=lm.device)  # [B, N]
-        self._history = torch.zeros(songs, MAX_NEW_TOKENS, dtype=torch.long, device=lm.device)  # [B, S]
-        self._uniform = torch.zeros(songs, MAX_NEW_TOKENS, dtype=torch.float64, device=lm.device)
+        self._decoder = make_decoder(lm, self.pool, self._end, songs, MAX_NEW_TOKENS, choose)
 
     def join(self, take: Take) -> None:
-        """Add a take; raises IndexError when every place is taken."""
+        """Add a take; raises ValueError when every place is taken."""
         place = self.takes.index(None)
         self.takes[place] = take
         self._open(place)
 
     def leave(self, take: Take) -> None:
         """Remove a take, finished or not."""
-        self.takes[self.takes.index(take)] = None
+        place = self.takes.index(take)
+        self._decoder.state.close(place)
+        self._decoder.changed()
+        self.takes[place] = None
 
     def step(self) -> list[Take]:
-        """Draw one token for every take in the batch; returns the takes that are now complete and have left."""
-        active = [place for place, take in enumerate(self.takes) if take is not None]
+        """Draw the next tokens of every take in the batch; returns the takes that are complete and have left."""
+        active = [(place, take) for place, take in enumerate(self.takes) if take is not None]
         if not active:
             return []
-        indices = self._draw(active)
+        over = self._decoder.advance(
+            [place for place, _ in active], [take.sampling.repetition_penalty != 1 for _, take in active]
+        )
         finished = []
-        for place, index in zip(active, indices.tolist(), strict=True):
-            take = self._at(place)
-            self._new[place] += 1
-            take.written += 1
-            if index == self._end or self._new[place] == take.sampling.max_new_tokens:
-                self._close(place, ended=index == self._end)
+        for place, take in active:
+            take.written = min(take.written + self._decoder.pace, self._before[place] + take.sampling.max_new_tokens)
+            if place in over:
+                self._close(place, take)
                 if take.section is None:
                     self.takes[place] = None
                     finished.append(take)
@@ -123,14 +122,10 @@ class Stage1Batch:
                     self._open(place)
         return finished
 
-    def _at(self, place: int) -> Take:
-        take = self.takes[place]
-        assert take is not None
-        return take
-
     def _open(self, place: int) -> None:
         """Bring the prompted row to the end of the next section's prompt, one token short."""
-        take = self._at(place)
+        take = self.takes[place]
+        assert take is not None
         section = take.section
         assert section is not None, "a complete take has nothing to write"
         ids = take.context(section, self.lm.config.max_positions)
@@ -145,63 +140,29 @@ class Stage1Batch:
         self._cached[place] = ids[:kept]  # true also when the prefill is interrupted
         prefill(self.lm, self.pool, torch.tensor([ids[kept:-1]], device=self.lm.device), [cond])
         self._cached[place] = ids
-        self._new[place] = 0
-        self._token[place] = ids[-1]
-        self._seen[place] = torch.isin(self.lm.drawable, torch.tensor(ids, device=self.lm.device))
-        before = sum(len(audio) for audio in take.audio[:section] if audio)
-        count = take.sampling.max_new_tokens
-        self._uniform[place, :count] = noise(take.seed, take.variation, before, count)
+        self._before[place] = take.written
+        earlier = sum(len(audio) for audio in take.audio[:section] if audio)
+        self._decoder.state.open(
+            place,
+            ids[-1],
+            torch.isin(self.lm.drawable, torch.tensor(ids, device=self.lm.device)),
+            noise(take.seed, take.variation, earlier, take.sampling.max_new_tokens),
+            take.guidance(section),
+            take.sampling,
+        )
+        self._decoder.changed()
 
-    def _close(self, place: int, ended: bool) -> None:
-        take = self._at(place)
+    def _close(self, place: int, take: Take) -> None:
         section = take.section
         assert section is not None
-        ids = self.lm.drawable[self._history[place, : self._new[place]]].tolist()
+        drawn = self._decoder.state.close(place)
+        self._decoder.changed()
+        ids = self.lm.drawable[drawn].tolist()
+        ended = ids[-1] == self.vocabulary.end_of_audio
+        take.written = self._before[place] + len(ids)
         self._cached[place] = self._cached[place] + ids[:-1]  # the last one was drawn but never fed
         take.audio[section] = ids if ended else [*ids, self.vocabulary.end_of_audio]
         take.truncated[section] = not ended
-
-    def _draw(self, active: list[int]) -> Tensor:
-        """One forward pass of both rows of each active take, one draw each: indices [A] into the drawable ids."""
-        places = torch.tensor(active, device=self.lm.device)
-        rows = [row for place in active for row in (2 * place, 2 * place + 1)]
-        tokens = self._token[places].repeat_interleave(2)[:, None]  # [2A, 1]
-        hidden = forward(self.lm, self.pool, tokens, rows)[:, 0]
-        scores = logits(self.lm, hidden)  # [2A, N]
-        takes = [self._at(place) for place in active]
-        penalised = [take.sampling.repetition_penalty != 1 for take in takes for _ in range(2)]
-        if any(penalised):  # for the others it is a constant that cancels out
-            mask = torch.tensor(penalised, device=self.lm.device)[:, None]
-            scores = scores - normaliser(self.lm, hidden, scores) * mask
-        new = torch.tensor([self._new[place] for place in active], device=self.lm.device)
-        barred = [t.sampling.min_new_tokens > self._new[p] for t, p in zip(takes, active, strict=True)]
-        _, scores = process(
-            scores[0::2],
-            scores[1::2],
-            self._seen[places],
-            torch.tensor(barred, device=self.lm.device)[:, None],
-            self._end,
-            self._knobs(takes),
-        )
-        indices = self.choose(scores, self._uniform[places, new])
-        self._history[places, new] = indices
-        self._token[places] = self.lm.drawable[indices]
-        self._seen[places, indices] = True
-        return indices
-
-    def _knobs(self, takes: Sequence[Take]) -> Knobs:
-        """The takes' settings as columns."""
-
-        def column(values: list[float], dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.tensor(values, dtype=dtype, device=self.lm.device)[:, None]
-
-        return Knobs(
-            guidance=column([take.guidance(take.section or 0) for take in takes]),
-            penalty=column([take.sampling.repetition_penalty for take in takes]),
-            temperature=column([take.sampling.temperature for take in takes]),
-            top_k=column([take.sampling.top_k for take in takes], torch.int64),
-            top_p=column([take.sampling.top_p for take in takes]),
-        )
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from yue_core.errors import MachineError
+from yue_core.lm.frames import FrameRows
 from yue_core.lm.generation import GenerationDefaults
+from yue_core.lm.graph import CHUNK_STEPS, Captured
 from yue_core.lm.kv import KVPool
 from yue_core.lm.layout import LMWeights
 from yue_core.lm.sampler import draw, noise, penalise, truncate
@@ -87,13 +89,18 @@ def refine(
     With `drawing` codes are drawn as it says; no window's codes depend on the others.
     """
     windows = windows_of([len(track) for track in tracks], overlap)
+    captured = lm.device.type == "cuda" and lm.config.has_kernels
+    choose: Choose | None
     size = batch or windows_that_fit(lm, vocabulary, len(windows))
     codes: list[Grid] = [np.zeros((vocabulary.num_codebooks, len(track)), dtype=np.int64) for track in tracks]
     groups = [windows[i : i + size] for i in range(0, len(windows), size)]
     with progress.stage("stage 2", sum(group[0].length for group in groups), "frame"):
         for group in groups:
             pieces = [tracks[w.track][w.start :][: w.length] for w in group]
-            choose = _chooser(lm, vocabulary, group, drawing) if drawing else _greedy(lm, vocabulary)
+            if drawing:
+                choose = _chooser(lm, vocabulary, group, drawing)
+            else:
+                choose = None if captured else _greedy(lm, vocabulary)
             refined = _run(lm, vocabulary, pieces, choose, progress)
             for window, result in zip(group, refined, strict=True):
                 end = window.start + window.length
@@ -102,8 +109,8 @@ def refine(
 
 
 def slots_of(length: int, vocabulary: Vocabulary) -> int:
-    """Tokens that a window of `length` frames takes in the context."""
-    return length + PROMPT_EXTRA + length * vocabulary.num_codebooks
+    """Tokens that a window of `length` frames takes in the context, and one that FrameRows writes beyond the end."""
+    return length + PROMPT_EXTRA + length * vocabulary.num_codebooks + 1
 
 
 def windows_that_fit(lm: LMWeights, vocabulary: Vocabulary, wanted: int) -> int:
@@ -126,10 +133,12 @@ def windows_that_fit(lm: LMWeights, vocabulary: Vocabulary, wanted: int) -> int:
 
 
 def _run(
-    lm: LMWeights, vocabulary: Vocabulary, windows: Sequence[Codes], choose: Choose, progress: Progress
+    lm: LMWeights, vocabulary: Vocabulary, windows: Sequence[Codes], choose: Choose | None, progress: Progress
 ) -> list[Grid]:
-    """Codes [K, T] of each window (longest first), all side by side, seven passes per frame."""
-    per_frame = vocabulary.num_codebooks - 1
+    """Codes [K, T] of each window (longest first), all side by side, seven passes per frame.
+
+    With `choose` on the plain forward pass; without, greedily, as one captured graph per frame.
+    """
     pool = KVPool(lm.config, [slots_of(len(w), vocabulary) for w in windows], lm.device, lm.dtype)
     base = [torch.from_numpy(w.astype(np.int64)).to(lm.device) + vocabulary.codebook_start for w in windows]
     for group in _equal_lengths(windows):
@@ -137,27 +146,67 @@ def _run(
         prompt = _prompts(base[group], vocabulary)  # [R, T + 3]
         prefill(lm, pool, prompt[:, :-1], rows)
         progress.check()
-    last = torch.full((len(windows), 1), vocabulary.stage_2, device=lm.device)  # [R, 1]
+    if choose:
+        drawn = _frames_plain(lm, vocabulary, pool, base, choose, progress)
+    else:
+        drawn = _frames_captured(lm, vocabulary, pool, base, progress)
+    starts = torch.tensor([vocabulary.codebook(k).start for k in _drawn_books(vocabulary)], device=lm.device)
+    results: list[Grid] = []
+    for window, ids in zip(windows, drawn, strict=True):
+        codes = (ids - starts).t().cpu().numpy()
+        results.append(np.concatenate([window[None].astype(np.int64), codes]))
+    return results
+
+
+def _frames_plain(
+    lm: LMWeights, vocabulary: Vocabulary, pool: KVPool, base: Sequence[Tensor], choose: Choose, progress: Progress
+) -> list[Tensor]:
+    """Ids [T, K - 1] of each window after its prompt, given its codebook-0 ids [T]."""
+    last = torch.full((len(base), 1), vocabulary.stage_2, device=lm.device)  # [R, 1]
     drawn = []  # per frame: [R, K - 1] ids
-    for frame in range(len(windows[0])):
-        rows = [row for row, window in enumerate(windows) if len(window) > frame]
+    for frame in range(len(base[0])):
+        rows = [row for row, given in enumerate(base) if len(given) > frame]
         given = torch.stack([base[row][frame] for row in rows])[:, None]
         token = torch.cat([last[: len(rows)], given], dim=1)  # [R, 2]
         chosen = []
-        for k in range(1, per_frame + 1):
+        for k in _drawn_books(vocabulary):
             hidden = forward(lm, pool, token, rows)[:, -1]
             token = choose(hidden, frame, k)[:, None]
             chosen.append(token)
         last = token
         drawn.append(torch.cat(chosen, dim=1))
         progress.advance()
-    starts = torch.tensor([vocabulary.codebook(k).start for k in range(1, per_frame + 1)], device=lm.device)
-    results: list[Grid] = []
-    for row, window in enumerate(windows):
-        ids = torch.stack([frame[row] for frame in drawn[: len(window)]])  # [T, K - 1]
-        codes = (ids - starts).t().cpu().numpy()
-        results.append(np.concatenate([window[None].astype(np.int64), codes]))
-    return results
+    return [torch.stack([frame[row] for frame in drawn[: len(given)]]) for row, given in enumerate(base)]
+
+
+def _frames_captured(
+    lm: LMWeights, vocabulary: Vocabulary, pool: KVPool, base: Sequence[Tensor], progress: Progress
+) -> list[Tensor]:
+    """As `_frames_plain`, on CUDA: the host only looks at the progress."""
+    from yue_core.lm.kernels.step import FastStep  # triton is there where CUDA is
+
+    rows = FrameRows(
+        pool,
+        lm.drawable,
+        [_rows(lm, vocabulary, k) for k in _drawn_books(vocabulary)],
+        torch.nn.utils.rnn.pad_sequence(list(base), batch_first=True),  # [R, T]
+        torch.tensor([len(given) for given in base], device=lm.device),
+        vocabulary.stage_2,
+        FastStep(lm, pool, len(base), new=2).run,
+        FastStep(lm, pool, len(base)).run,
+    )
+    step = Captured(rows.step, lm.device)
+    for frame in range(len(base[0])):
+        step()
+        if frame % CHUNK_STEPS == 0 and lm.device.type == "cuda":
+            torch.cuda.current_stream(lm.device).synchronize()  # a cancelled song stops here
+        progress.advance()
+    return [rows.drawn[row, : len(given)] for row, given in enumerate(base)]
+
+
+def _drawn_books(vocabulary: Vocabulary) -> range:
+    """The codebooks that stage 2 draws."""
+    return range(1, vocabulary.num_codebooks)
 
 
 def _prompts(base: Sequence[Tensor], vocabulary: Vocabulary) -> Tensor:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from yue_core.errors import WeightsError
 
+KERNEL_HEAD_DIMS = (16, 32, 64, 128)
+
 
 @dataclass(frozen=True)
 class LMConfig:
@@ -37,6 +39,11 @@ class LMConfig:
     def qkv_size(self) -> int:
         """Rows of the fused query/key/value matrix."""
         return self.hidden_size + 2 * self.kv_size
+
+    @property
+    def has_kernels(self) -> bool:
+        """Whether the CUDA kernels can run a model of this shape."""
+        return self.head_dim in KERNEL_HEAD_DIMS and not self.hidden_size % 32 and not self.intermediate_size % 16
 
     @classmethod
     def from_file(cls, path: Path) -> LMConfig:

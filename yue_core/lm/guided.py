@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -10,6 +12,9 @@ from torch import Tensor
 from yue_core.lm.kv import KVPool
 from yue_core.lm.sampler import Knobs, draw, process
 from yue_core.song import Sampling
+
+Draw = Callable[[Tensor, Tensor], Tensor]  # scores [B, N], uniforms [B] -> places [B]
+STATE = ("token", "drawn", "budget", "minimum", "done", "seen", "history", "uniform")
 
 
 class GuidedRows:
@@ -28,6 +33,7 @@ class GuidedRows:
         capacity: int,
         logits: Callable[[Tensor], Tensor],
         normaliser: Callable[[Tensor], Tensor] | None,
+        choose: Draw = draw,
     ) -> None:
         """`logits` maps tokens [2 B, 1] to [2 B, N] of the `drawable` [N] ids, `normaliser` these to [2 B, 1].
 
@@ -36,7 +42,7 @@ class GuidedRows:
         """
         device, ids = drawable.device, len(drawable)
         self.pool, self.drawable, self.end = pool, drawable, end
-        self.logits, self.normaliser = logits, normaliser
+        self.logits, self.normaliser, self.choose = logits, normaliser, choose
         self.token = torch.zeros(songs, dtype=torch.int64, device=device)  # next to feed
         self.drawn = torch.zeros(songs, dtype=torch.int64, device=device)  # tokens in the open section
         self.budget = torch.zeros(songs, dtype=torch.int64, device=device)  # of the open section
@@ -75,9 +81,17 @@ class GuidedRows:
     def close(self, song: int) -> Tensor:
         """End the section here: the places [n] in `drawable` of its tokens. The host learns the rows' lengths."""
         self.done[song] = True
-        count = int(self.drawn[song])
-        self.pool.grow([2 * song, 2 * song + 1], count)
-        return self.history[song, :count].clone()
+        for row in (2 * song, 2 * song + 1):
+            self.pool.length[row] = int(self.pool.device_length[row])
+        return self.history[song, : int(self.drawn[song])].clone()
+
+    def share(self, whole: GuidedRows) -> Self:
+        """Work on the state of the first songs of `whole` from now on."""
+        songs = len(self.token)
+        for name in STATE:
+            setattr(self, name, getattr(whole, name)[:songs])
+        self.knobs = Knobs(*(getattr(whole.knobs, field.name)[:songs] for field in fields(Knobs)))
+        return self
 
     def step(self) -> None:
         """Draw one token for every song that is not done."""
@@ -89,7 +103,7 @@ class GuidedRows:
         barred = (self.drawn < self.minimum)[:, None]
         _, scores = process(scores[0::2], scores[1::2], self.seen, barred, self.end, self.knobs)
         at = self.drawn.clamp(max=self.history.shape[1] - 1)[:, None]  # [B, 1]
-        place = draw(scores, self.uniform.gather(1, at)[:, 0])[:, None]  # [B, 1]
+        place = self.choose(scores, self.uniform.gather(1, at)[:, 0])[:, None]  # [B, 1]
 
         alive = ~self.done[:, None]
         self.history.scatter_(1, at, torch.where(alive, place, self.history.gather(1, at)))

@@ -35,12 +35,17 @@ def dense(x: Tensor, weight: Tensor) -> Tensor:
     A thin float32 product on the CPU goes through the batched kernel, which streams the matrix at the
     pace of the memory where the plain one reaches a quarter of it.
     """
-    rows = x.numel() // x.shape[-1]
-    if x.device.type != "cpu" or x.dtype != torch.float32 or rows > THIN or weight.shape[0] % 2:
+    rows, (outputs, width) = x.numel() // x.shape[-1], weight.shape
+    if x.device.type != "cpu" or x.dtype != torch.float32 or rows > THIN:
         return F.linear(x, weight)
-    halves = weight.view(2, -1, weight.shape[1])
-    columns = x.reshape(rows, -1).t().expand(2, -1, -1)  # [2, K, rows]
-    return torch.bmm(halves, columns).view(-1, rows).t().reshape(*x.shape[:-1], -1)
+    thin = x.reshape(rows, width)
+    even = outputs - outputs % 2
+    halves = weight[:even].view(2, -1, width)
+    product = x.new_empty(rows, outputs)
+    product[:, :even] = torch.bmm(halves, thin.t().expand(2, -1, -1)).view(even, rows).t()
+    if even < outputs:
+        product[:, even:] = F.linear(thin, weight[even:])
+    return product.view(*x.shape[:-1], outputs)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from yue_core.lm.guided import Draw
 from yue_core.lm.kv import KVPool
 from yue_core.lm.layout import LMWeights
 from yue_core.lm.sampler import Knobs, guide, process
@@ -21,7 +22,7 @@ from yue_core.lm.transformer import dense, forward, logits, normaliser, prefill
 from yue_core.parity.upstream import Ints, closed, cut_reference
 from yue_core.progress import Progress
 from yue_core.song import Sampling
-from yue_core.stage1 import FIRST_GUIDANCE, LATER_GUIDANCE, Draw, Stage1Batch, Take
+from yue_core.stage1 import FIRST_GUIDANCE, LATER_GUIDANCE, Stage1Batch, Take
 from yue_core.stage2 import refine
 from yue_core.text.lyrics import parse_lyrics
 from yue_core.text.prompt import Prompt, build_prompt

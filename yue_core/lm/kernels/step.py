@@ -14,7 +14,6 @@ from yue_core.lm.layout import LMWeights
 from yue_core.lm.transformer import rotary_table
 
 PROGRAMS_PER_ROW = 128  # of attention, at the least: two rows then fill a GPU
-HEAD_DIMS = (16, 32, 64, 128)
 MASS_PIECE = 16  # logits per partial log-sum-exp, at the least
 
 
@@ -39,7 +38,7 @@ class FastStep:
         """`splits` into which a row's keys are cut, a power of two; never by the number of rows, or results would
         depend on it."""
         config, device, dtype = weights.config, weights.device, weights.dtype
-        if config.hidden_size % 32 or config.intermediate_size % 16 or config.head_dim not in HEAD_DIMS:
+        if not config.has_kernels:
             raise ValueError(f"no kernels for heads of {config.head_dim} in {config.hidden_size}")
         self.weights, self.pool, self.rows, self.new, self.pdl = weights, pool, rows, new, pdl
         self.base = pool.device_base[:rows]
