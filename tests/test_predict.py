@@ -164,3 +164,20 @@ def test_the_schema_file_is_written_once(tmp_path):
 def test_predict_is_sync_and_typed_for_cog():
     assert not inspect.iscoroutinefunction(predict.Predictor.predict)
     assert get_type_hints(predict.Predictor.predict)["return"] is CogPath
+
+
+def test_missing_weights_are_fetched_where_the_image_says_so(monkeypatch, tmp_path):
+    calls = []
+    monkeypatch.setenv("YUE_PROFILE", "en")
+    monkeypatch.setenv("YUE_WEIGHTS", str(tmp_path))
+    monkeypatch.setattr(predict, "fetch", lambda *given: calls.append(given))
+    for name in ("Desk", "Guard"):
+        monkeypatch.setattr(predict, name, lambda pipeline: pipeline)
+    monkeypatch.setattr(predict.Pipeline, "load", lambda profile: profile)
+    predict.Predictor().setup()
+    assert calls == [], "outside the image nothing is fetched unasked"
+    monkeypatch.setenv("YUE_FETCH", "1")
+    predictor = predict.Predictor()
+    predictor.setup()
+    assert calls == [("en", tmp_path)]
+    assert predictor.desk == "en"

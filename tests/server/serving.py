@@ -66,7 +66,7 @@ class Server:
                 assert self.process.poll() is None, self.log.read_text()
             if last["status"] == status:
                 return last
-            assert last["status"] != "SETUP_FAILED", last["setup"]["logs"]
+            assert last["status"] != "SETUP_FAILED", last["setup"]["logs"]  # nothing follows that state
             time.sleep(0.05)
         raise AssertionError(f"{last['status']} instead of {status}: {self.log.read_text()[-3000:]}")
 
