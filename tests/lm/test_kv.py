@@ -33,6 +33,12 @@ def test_runs(rows: list[int], runs: list[Run]) -> None:
     assert list(pool_of([10, 10, 10, 6, 8], [4, 4, 5, 4, 4]).runs(rows)) == runs
 
 
+def test_rows_that_are_no_neighbours_are_no_run() -> None:
+    pool = pool_of([10, 10, 10], [4, 4, 4])
+    assert list(pool.runs([0, 2])) == [Run(0, 1, 0, 10, 4), Run(1, 1, 20, 10, 4)]
+    assert list(pool.runs([0, 1, 2])) == [Run(0, 3, 0, 10, 4)]
+
+
 def test_a_window_is_a_view_of_its_rows_slots() -> None:
     pool = pool_of([10, 10, 6], [4, 4, 2])
     pool.keys.zero_()

@@ -121,7 +121,7 @@ def test_top_p_drops_what_holds_no_more_than_the_rest_together() -> None:
     assert torch.isfinite(kept).sum() == 3
 
 
-@pytest.mark.parametrize("top_p", [1e-6, 0.01])
+@pytest.mark.parametrize("top_p", [0.0, 1e-6, 0.01])
 def test_one_id_stays_whatever_top_p(top_p: float) -> None:
     scores = torch.zeros(1, 8)
     scores[0, 3] = 0.1
