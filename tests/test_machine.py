@@ -18,6 +18,8 @@ from yue_core.lm.layout import LMWeights, Matrix
 from yue_core.lm.load import allocate
 from yue_core.machine import Gpu, check_ready, lm_bytes, machine_report, need, songs_that_fit
 from yue_core.stage1 import song_capacity
+from yue_core.stage2 import WINDOW, slots_of
+from yue_core.text.vocabulary import YUE
 
 CPU = torch.device("cpu")
 GB = 10**9
@@ -59,7 +61,7 @@ def test_published_figures() -> None:
     assert wanted.windows == 20
     stage1 = allocate(STAGE1, [1], normaliser=False, device=torch.device("meta"), dtype=torch.bfloat16)
     assert wanted.song == sum(song_capacity(stage1)) * KVPool.bytes_per_token(STAGE1, torch.bfloat16)
-    assert wanted.window == 2703 * KVPool.bytes_per_token(STAGE2, torch.bfloat16)
+    assert wanted.window == slots_of(WINDOW, YUE) * KVPool.bytes_per_token(STAGE2, torch.bfloat16)
     assert need("en", "bf16", 60.0).stage1 == 2 * wanted.stage1
     assert need("all", "bf16", 60.0).stage1 == 6 * wanted.stage1
     assert need("en-cot", "int8", 60.0).least < wanted.least < need("en-cot", "fp32", 60.0).least

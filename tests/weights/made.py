@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import io
 import json
 import re
@@ -10,6 +11,7 @@ import types
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -92,7 +94,7 @@ def codec_state(fields: dict[str, Any]) -> tuple[dict[str, Tensor], XcodecModel]
     return {upstream_key(name): tensor.clone() for name, tensor in model.state_dict().items()}, model
 
 
-def published(tensors: dict[str, Tensor], **others: object) -> bytes:
+def published(tensors: dict[str, Tensor]) -> bytes:
     """A codec checkpoint as published: the state among training state and objects of a package not installed."""
     package, module = types.ModuleType("omegaconf"), types.ModuleType("omegaconf.dictconfig")
 
@@ -110,7 +112,9 @@ def published(tensors: dict[str, Tensor], **others: object) -> bytes:
     sys.modules |= {"omegaconf": package, "omegaconf.dictconfig": module}
     try:
         training = {"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.zeros(4)}}, "lr": 2e-4}
-        content = {"config": DictConfig(), "codec_model": tensors, "optimizer_g": training, **others}
+        plain = [dict, list, int, Any, {1, 2}, 1j, b"bytes", collections.defaultdict(list, a=[1]), torch.Size([1])]
+        arrays = [np.float64(3.5), np.arange(3), np.dtype("int16"), torch.float32, torch.device("cpu"), Path("x")]
+        content = {"config": DictConfig(), "codec_model": tensors, "optimizer_g": training, "x": [plain, arrays]}
         buffer = io.BytesIO()
         torch.save(content, buffer)
     finally:

@@ -1,8 +1,9 @@
 """Tensors out of a PyTorch pickle, without running anything that the pickle asks for.
 
 A `torch.save` file is a zip archive: `data.pkl` describes the objects, `data/<key>` holds each storage's bytes.
-The description is read by an unpickler that knows tensors and plain containers. Classes of a few data libraries
-become inert placeholders; any other global is refused before it could be called.
+The description is read by an unpickler that knows tensors and plain containers. Everything else that it names, such
+as configuration objects, becomes an inert placeholder: nothing is imported and nothing is called. A pickle that names
+functions of Python itself (`os.system`, `eval` ...) is refused, as no checkpoint needs them.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import collections
 import io
 import pickle
+import sys
 import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +36,8 @@ STORAGES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-INERT_PACKAGES = {"omegaconf", "typing", "numpy", "torch", "collections", "argparse", "pathlib", "enum"}
-INERT_BUILTINS = {"dict", "list", "set", "tuple", "int", "float", "str", "bool", "bytes", "object"}
+PLAIN_TYPES = {"dict", "list", "set", "frozenset", "tuple", "int", "float", "complex", "str", "bool", "bytes"}
+DATA_MODULES = {"typing", "collections", "argparse", "pathlib", "enum", "datetime", "_codecs", "copyreg"}
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,12 @@ class TensorUnpickler(pickle.Unpickler):
             return KNOWN[module, name]
         if module == "torch" and name in STORAGES:
             return STORAGES[name]
-        if module.split(".")[0] in INERT_PACKAGES or (module == "builtins" and name in INERT_BUILTINS):
+        module, name = NAME_MAPPING.get((module, name), (module, name))  # protocol 2, PyTorch's default,
+        module = IMPORT_MAPPING.get(module, module)  # writes names of the standard library as they once were
+        package = module.split(".")[0]
+        if package not in sys.stdlib_module_names or package in DATA_MODULES:
+            return Inert
+        if module == "builtins" and name in PLAIN_TYPES:
             return Inert
         raise WeightsError(
             f"The pickle asks for {module}.{name}, which is not a tensor; it was not opened, fetch it again."
