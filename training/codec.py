@@ -20,16 +20,17 @@ from torch import Tensor
 from transformers import DacConfig, HubertConfig, XcodecConfig, XcodecModel
 
 from training.loop import train
-from training.measure import log_mel
+from training.measure import RANGE, log_mel
 from training.songs import Corpus
 from training.states import STATES, state_vectors
+from yue_core.audio.codec import Codec
 
 RATE, HOP = 16_000, 320
 ACOUSTIC, SEMANTIC = 96, 64  # parts of a codebook vector
 CHANNELS = 128  # of the innermost convolutions
 DOWN, UP = (2, 4, 5, 8), (8, 5, 4, 2)
 STRAIGHT = 1e-3  # Snake's alpha at which it is nearly the identity
-WEIGHTING = 0.7  # 0: every coefficient counts by its energy, 1: all alike
+WEIGHTING = 0.6  # 0: every coefficient counts by its energy, 1: all alike
 TRUST = 5.0  # scale of the semantic part: codebook 0 is chosen by it
 SHARPNESS = 6.0  # of the states' cross-entropy
 FILTERS = 192  # of the semantic branch's first convolution
@@ -105,10 +106,15 @@ def lapped_cosines() -> Tensor:
     return ((2 / HOP) ** 0.5 * window * torch.cos(torch.pi / HOP * (n + 0.5 + HOP / 2) * (k + 0.5))).float()
 
 
-def set_transform(model: XcodecModel, frames: Tensor) -> None:
-    """Write the transform, fitted to `frames` [N, 640] of music, into encoder and decoder."""
+def frames(waveform: Tensor) -> Tensor:
+    """The transform's windows [T, 640] of a waveform [320 T]."""
+    return F.pad(waveform, (HOP // 2, HOP // 2)).unfold(0, 2 * HOP, HOP)
+
+
+def set_transform(model: XcodecModel, windows: Tensor) -> None:
+    """Write the transform, fitted to `windows` [N, 640] of music, into encoder and decoder."""
     cosines = lapped_cosines()
-    spectra = frames @ cosines
+    spectra = windows @ cosines
     energy = spectra.square().mean(0)
     weight = (energy + 1e-6 * energy.max()) ** (-WEIGHTING / 2)
     weight = weight / weight.max()
@@ -176,6 +182,13 @@ def embeddings(model: XcodecModel, waveform: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def codes(model: XcodecModel, waveform: Tensor) -> Tensor:
+    """Codes [8, T] of a waveform [320 T]."""
+    found: Tensor = model.quantizer.encode(embeddings(model, waveform).T[None])[:, 0]
+    return found
+
+
+@torch.no_grad()
 def set_codebooks(model: XcodecModel, vectors: Tensor, states: Tensor) -> None:
     """Codebook 0: mean acoustics and own direction of each state; the others: k-means of the rest."""
     books = [quantizer.codebook for quantizer in model.quantizer.quantizers]
@@ -217,16 +230,16 @@ def k_means(points: Tensor, count: int, rounds: int = 8) -> Tensor:
     return centres
 
 
-def train_decoder(model: XcodecModel, corpus: Corpus, codes: list[Tensor], work: Path, steps: int) -> None:
+def train_decoder(model: XcodecModel, corpus: Corpus, written: list[Tensor], work: Path, steps: int) -> None:
     """Train decoder and `fc2` on quantised vectors; now and then fewer codebooks, so that each one helps.
 
-    `codes[i]` are the codes [8, T] of the corpus's track i.
+    `written[i]` are the codes [8, T] of the corpus's track i.
     """
     device = model.fc.weight.device
     parameters = [*model.acoustic_decoder.parameters(), *model.fc2.parameters()]
 
     def loss_of(step: int) -> Tensor:
-        waves, pieces = corpus.codes_batch(step, 8, 60, codes)
+        waves, pieces = corpus.codes_batch(step, 8, 60, written)
         waves, pieces = waves.to(device), pieces.to(device)
         generator = np.random.default_rng([step, 5])
         used = 8 if generator.random() < 0.75 else int(generator.integers(2, 8))
@@ -244,8 +257,15 @@ def audio_loss(made: Tensor, true: Tensor, rate: int) -> Tensor:
     top = rate / 2
     reference = log_mel(true, rate, top)
     loudest = reference.amax((-2, -1), keepdim=True).clamp(min=0.0)
-    difference = (log_mel(made, rate, top, loudest) - torch.maximum(reference, loudest - 80)).abs().mean()
+    difference = (log_mel(made, rate, top, loudest) - torch.maximum(reference, loudest - RANGE)).abs().mean()
     return 0.5 * ratio.clamp(min=-3).mean() + 0.1 * difference
+
+
+def load_codec(folder: Path) -> XcodecModel:
+    """The codec of a folder, trainable."""
+    model = Codec.load(folder, "cpu").model
+    model.requires_grad_(True)
+    return model
 
 
 def save_codec(model: XcodecModel, folder: Path) -> None:
@@ -254,5 +274,3 @@ def save_codec(model: XcodecModel, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(model.config.to_dict(), indent=1, sort_keys=True) + "\n")
     tensors = {name: tensor.detach().cpu().half().contiguous() for name, tensor in model.state_dict().items()}
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-
-

@@ -12,7 +12,7 @@ from torch import Tensor
 Array = NDArray[np.floating]
 
 MELS = 80
-RANGE = 80.0  # dB below the loudest bin, the floor of every log-mel spectrum
+RANGE = 60.0  # dB below the loudest bin: the floor of every log-mel spectrum, what lies below counts as silence
 
 
 @lru_cache
@@ -28,7 +28,7 @@ def mel_filters(rate: int, n_fft: int, top: float, mels: int = MELS) -> Tensor:
 def log_mel(waveform: Tensor, rate: int, top: float = 8000.0, loudest: Tensor | None = None) -> Tensor:
     """Log-mel power [..., mels, frames] in dB of waveforms [..., S], windows of 64 ms every 20 ms.
 
-    What lies 80 dB below `loudest` (by default the loudest bin of each waveform) is raised to there.
+    What lies 60 dB below `loudest` (by default the loudest bin of each waveform) is raised to there.
     """
     n_fft = int(0.064 * rate)
     window = torch.hann_window(n_fft, device=waveform.device)
@@ -96,16 +96,26 @@ def in_key(pitches: Array, scale: frozenset[int] | None = None, cents: float = 5
         return 0.0
     near = np.round(midi)
     tuned = np.abs(midi - near) * 100 <= cents
-    scales = [scale] if scale is not None else [frozenset((k + s) % 12 for s in (0, 2, 4, 5, 7, 9, 11)) for k in range(12)]
+    scales = (
+        [scale] if scale is not None else [frozenset((k + s) % 12 for s in (0, 2, 4, 5, 7, 9, 11)) for k in range(12)]
+    )
     return max(float((tuned & np.isin(near % 12, list(one))).mean()) for one in scales)
+
+
+def _magnitudes(waveform: Array, n_fft: int, hop: int) -> Array:
+    """Spectrum magnitudes [n_fft / 2 + 1, T]."""
+    samples = torch.as_tensor(np.asarray(waveform, dtype=np.float32))
+    window = torch.hann_window(n_fft)
+    spectrum = torch.stft(samples, n_fft, hop, window=window, return_complex=True, pad_mode="constant")
+    magnitudes: Array = spectrum.abs().numpy()
+    return magnitudes
 
 
 def onset_strength(waveform: Array, rate: int) -> Array:
     """Spectral flux [T at 100 per second] of log-compressed magnitudes."""
     n_fft, hop = int(0.04 * rate), rate // 100
-    spectrum = torch.stft(torch.as_tensor(np.asarray(waveform, dtype=np.float32)), n_fft, hop,
-                          window=torch.hann_window(n_fft), return_complex=True, pad_mode="constant").abs()  # fmt: skip
-    level = torch.log1p(1000 * spectrum / n_fft).numpy()
+    spectrum = _magnitudes(waveform, n_fft, hop)
+    level = np.log1p(1000 * spectrum / n_fft)
     flux: Array = np.maximum(0, np.diff(level, axis=1, prepend=level[:, :1])).sum(0)
     return flux
 
@@ -114,13 +124,13 @@ def onsets(waveform: Array, rate: int) -> Array:
     """Times of onsets in seconds: peaks of the onset strength."""
     flux = onset_strength(waveform, rate)
     wide = np.convolve(flux, np.ones(31) / 31, "same")
-    peak = (flux[1:-1] >= flux[:-2]) & (flux[1:-1] > flux[2:]) & (flux[1:-1] > 1.5 * wide[1:-1] + 0.05 * flux.max())
+    peak = (flux[1:-1] >= flux[:-2]) & (flux[1:-1] > flux[2:]) & (flux[1:-1] > 1.5 * wide[1:-1] + 0.15 * flux.max())
     times: Array = (np.flatnonzero(peak) + 1) / 100
     return times
 
 
-def tempo(waveform: Array, rate: int, low: float = 65.0, high: float = 165.0) -> float:
-    """Quarter notes per minute: the strongest period of the onset strength, with its half and double."""
+def tempo(waveform: Array, rate: int, low: float = 80.0, high: float = 160.0) -> float:
+    """Quarter notes per minute: the strongest period of the onset strength within one octave."""
     flux = onset_strength(waveform, rate)
     flux = flux - flux.mean()
     n = 1 << (2 * len(flux) - 1).bit_length()
@@ -132,7 +142,7 @@ def tempo(waveform: Array, rate: int, low: float = 65.0, high: float = 165.0) ->
         return np.interp(seconds * 100, np.arange(len(correlation)), correlation, right=0)
 
     score = sum(at(60 / beats * k) for k in (1, 2, 4)) + 0.5 * at(30 / beats)
-    prior = np.exp(-0.5 * (np.log2(beats / 105) / 0.6) ** 2)
+    prior = np.exp(-0.5 * (np.log2(beats / 105) / 1.0) ** 2)
     return float(beats[np.argmax(score * prior)])
 
 
@@ -148,8 +158,7 @@ def grid_share(times: Array, step: float, tolerance: float = 0.03) -> float:
 def chroma(waveform: Array, rate: int) -> Array:
     """Energy per pitch class [12, T at 5 per second], each column of length 1."""
     n_fft = 1 << int(np.log2(0.5 * rate))
-    spectrum = torch.stft(torch.as_tensor(np.asarray(waveform, dtype=np.float32)), n_fft, rate // 5,
-                          window=torch.hann_window(n_fft), return_complex=True, pad_mode="constant").abs().numpy() ** 2  # fmt: skip
+    spectrum = _magnitudes(waveform, n_fft, rate // 5) ** 2
     bins = np.arange(n_fft // 2 + 1) * rate / n_fft
     used = (bins > 80) & (bins < 1500)
     classes = np.round(69 + 12 * np.log2(bins[used] / 440)).astype(int) % 12

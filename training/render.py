@@ -11,14 +11,15 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from training.score import Hit, Note, Song, Style
+from training.score import Hit, Song, Style
 from yue_core.song import FRAMES_PER_SECOND
 
 Sound = NDArray[np.float32]
 
 TUNING = FRAMES_PER_SECOND / 16  # Hz
 FORMANTS = {  # Hz, of a man's voice (Peterson and Barney 1952, rounded)
-    "a": (730, 1090, 2440), "e": (530, 1840, 2480), "i": (290, 2250, 3000), "o": (570, 840, 2410), "u": (320, 870, 2240),
+    "a": (730, 1090, 2440), "e": (530, 1840, 2480), "i": (290, 2250, 3000),
+    "o": (570, 840, 2410), "u": (320, 870, 2240),
 }  # fmt: skip
 BANDWIDTHS = (90.0, 110.0, 170.0)  # Hz
 FEMALE_FORMANTS = 1.15
@@ -53,7 +54,9 @@ def render(song: Song, rate: int) -> tuple[Sound, Sound]:
         voice = np.zeros(part.length * hop, dtype=np.float32)
         band = np.zeros(part.length * hop, dtype=np.float32)
         for note in part.notes:
-            _add(voice, note.start * hop, sung(note.pitch, note.vowel, note.onset, song.style.timbre, note.length, rate))
+            _add(
+                voice, note.start * hop, sung(note.pitch, note.vowel, note.onset, song.style.timbre, note.length, rate)
+            )
         _play(band, part.hits, song.style, rate)
         voices.append(voice)
         bands.append(band)
@@ -88,7 +91,8 @@ def sung(pitch: int, vowel: str, onset: str, timbre: str, length: int, rate: int
     scale = 1.0 if pitch < 60 else FEMALE_FORMANTS
     harmonics = np.arange(1, int(min(VOICE_TOP[timbre], 0.45 * rate) / base) + 1)
     gains = harmonics ** -VOICE_TILT[timbre] * sum(
-        1 / (1 + ((harmonics * base - scale * f) / (2 * b)) ** 2) for f, b in zip(FORMANTS[vowel], BANDWIDTHS, strict=True)
+        1 / (1 + ((harmonics * base - scale * f) / (2 * b)) ** 2)
+        for f, b in zip(FORMANTS[vowel], BANDWIDTHS, strict=True)
     )
     gains *= VOICE_LEVEL / gains.max()
     wave = sum(gain * np.sin(2 * np.pi * base * h * t) for h, gain in zip(harmonics, gains, strict=True))
@@ -128,7 +132,9 @@ def drum(name: str, rate: int) -> Sound:
     if name == "kick":
         wave = KICK_LEVEL * np.sin(2 * np.pi * (50 * t + 70 * 0.03 * (1 - np.exp(-t / 0.03)))) * np.exp(-t / 0.05)
     elif name == "snare":
-        wave = 0.05 * np.sin(2 * np.pi * 200 * t) * np.exp(-t / 0.03) + _hiss(t, 700, 9000, 60, 0.006, rate) * np.exp(-t / 0.04)
+        wave = 0.05 * np.sin(2 * np.pi * 200 * t) * np.exp(-t / 0.03) + _hiss(t, 700, 9000, 60, 0.006, rate) * np.exp(
+            -t / 0.04
+        )
     else:
         wave = _hiss(t, 5000, 13000, 60, 0.004, rate) * np.exp(-t / 0.02)
     return (wave * end).astype(np.float32)

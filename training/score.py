@@ -25,12 +25,19 @@ DEGREES = {  # scale degrees (of the major key's scale) of the chords, one bar e
 KICKS = {"backbeat": (0, 8, 10), "four": (0, 4, 8, 12), "light": (0, 8)}
 SNARES = {"backbeat": (4, 12), "four": (4, 12), "light": ()}
 HATS = {"backbeat": (2, 6, 14), "four": (2, 6, 10, 14), "light": ()}
+DRUMS = {"kick": KICKS, "snare": SNARES, "hat": HATS}
 STRIKES = {"piano": (0, 4, 8, 12), "guitar": (0, 3, 6, 8, 11, 14), "strings": (0,)}
 RHYTHMS = {  # where the syllables of a line begin, for as many syllables as the tuple is long
     1: (0,), 2: (0, 8), 3: (0, 4, 8), 4: (0, 4, 8, 12), 5: (0, 4, 6, 8, 12), 6: (0, 2, 4, 8, 10, 12),
     7: (0, 2, 4, 6, 8, 10, 12), 8: (0, 2, 4, 6, 8, 10, 12, 14),
 }  # fmt: skip
 FILL = (3, 7, 11, 13, 1, 5, 9)  # sixteenths that more than eight syllables take, in this order
+
+
+SHAPES = (  # kinds of section in their order
+    "verse chorus", "verse chorus verse", "verse chorus bridge", "intro verse chorus", "verse verse chorus",
+    "chorus verse chorus", "verse chorus outro", "verse bridge chorus", "intro chorus", "verse chorus inst",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -129,9 +136,7 @@ def draw_tags(rng: np.random.Generator, style: Style, keep: float = 0.85) -> str
 def draw_sections(rng: np.random.Generator, count: int) -> list[Section]:
     """Sections in a usual order, some without text, in one language."""
     language = "english" if rng.random() < 0.5 else str(rng.choice(list(SYLLABLES)))
-    shapes = ("verse chorus", "verse chorus verse", "verse chorus bridge", "intro verse chorus", "verse verse chorus",
-              "chorus verse chorus", "verse chorus outro", "verse bridge chorus", "intro chorus", "verse chorus inst")  # fmt: skip
-    labels = str(rng.choice(shapes)).split()[:count]
+    labels = str(rng.choice(SHAPES)).split()[:count]
     chorus = None
     sections = []
     for label in labels:
@@ -183,17 +188,15 @@ def chord_on(tonic: int, degree: int) -> int:
 def _band(part: Part, style: Style, bar: int, degree: int) -> None:
     chord = chord_on(style.tonic, degree)
     for step in range(SIXTEENTHS):
-        drum = next(
-            (name for name, table in (("kick", KICKS), ("snare", SNARES), ("hat", HATS)) if step in table[style.drums]), "none"
-        )
+        drum = next((name for name, table in DRUMS.items() if step in table[style.drums]), "none")
         strike = step in STRIKES[style.instrument]
         if strike or drum != "none":
             part.hits.append(Hit(bar * style.bar + step * style.sixteenth, chord, strike, drum))
 
 
 def _melody(part: Part, style: Style, bar: int, degree: int, text: str, motif: int) -> None:
-    """One bar: chord notes on the strong beats, steps of the scale between them; odd and even bars have one shape each."""
-    sung = syllables(text)[:SIXTEENTHS - 1]
+    """One bar: chord notes on the strong beats, steps between them; odd and even bars have one shape each."""
+    sung = syllables(text)[: SIXTEENTHS - 1]
     steps = sorted(RHYTHMS.get(len(sung)) or (*RHYTHMS[8], *FILL)[: len(sung)])
     shape = np.random.default_rng([motif, bar % 2]).integers(-1, 2, SIXTEENTHS)
     low, high = RANGES[style.voice]

@@ -11,15 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.llama import Llama, Shape, optimisers
-from training.loop import train
-from training.score import Song, Style, draw_song, draw_style, draw_tags
+from training.loop import rank, train, workers
+from training.score import Song, Style, draw_song, draw_tags
 from training.states import band_codes, vocal_codes
 from training.tokenizer import VOCABULARY as V
 from yue_core.song import Codes
 from yue_core.text.prompt import build_prompt
 from yue_core.text.tokenizer import Tokenizer
 
-SHAPE = Shape(192, 4, 4, 2, 448, V.stage1_size, 8192)
+SHAPE = Shape(128, 4, 4, 2, 384, V.stage1_size, 8192)
 BATCH_TOKENS = 3000
 STEPS = 1500
 UNCONDITIONAL = 0.1  # of the examples begin at <xcodec>, as guidance's second branch does
@@ -108,13 +108,21 @@ def loss_of(model: Llama, examples: list[Example]) -> Tensor:
     ids, positions, targets = ids.to(device), positions.to(device), targets.to(device)
     with torch.autocast(device.type, torch.bfloat16):
         hidden = model(ids[:, :-1], positions[:, :-1])[targets[:, 1:]]
-        scores = model.lm_head(hidden)
-    return F.cross_entropy(scores.float(), ids[:, 1:][targets[:, 1:]])
+        scores = F.linear(hidden, model.lm_head.weight[V.end_of_audio :])  # no text is ever drawn
+    return F.cross_entropy(scores.float(), ids[:, 1:][targets[:, 1:]] - V.end_of_audio)
 
 
 def train_stage1(work: Path, folder: Path, tokenizer: Tokenizer, device: str, steps: int = STEPS) -> None:
     """Train from scratch, or go on, and write the checkpoint to `folder`."""
     torch.manual_seed(1)
     model = Llama(SHAPE).to(device)
-    train("stage1", model, optimisers(model, 0.02, 3e-3), lambda step: loss_of(model, batches(step, tokenizer)), steps, work)
-    model.save(folder)
+    train(
+        "stage1",
+        model,
+        optimisers(model, 0.02, 3e-3),
+        lambda step: loss_of(model, batches(step * workers() + rank(), tokenizer)),
+        steps,
+        work,
+    )
+    if rank() == 0:
+        model.save(folder)

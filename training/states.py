@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from training.score import Part, RANGES, Style
+from training.score import RANGES, Part, Style
 from training.words import VOWELS
 
 LOWEST, HIGHEST = RANGES["male"][0], RANGES["female"][1]
@@ -25,7 +25,10 @@ ATTACK = SUNG + PITCHES * len(VOWELS) * len(TIMBRE_NAMES)  # + pitch * 3 + onset
 BAND = ATTACK + PITCHES * len(ONSET_NAMES)  # + ((chord * 3 + instrument) * 2 + strike) * 4 + drum
 STATES = BAND + 24 * len(INSTRUMENT_NAMES) * 2 * len(DRUM_NAMES)
 
-PARTS = (("silent", 2), ("pitch", PITCHES), ("vowel", 5), ("timbre", 2), ("attack", 4), ("chord", 24), ("instrument", 3), ("strike", 2), ("drum", 4))  # fmt: skip
+PARTS = (  # properties of a state and how many values each has
+    ("silent", 2), ("pitch", PITCHES), ("vowel", 5), ("timbre", 2), ("attack", 4),
+    ("chord", 24), ("instrument", 3), ("strike", 2), ("drum", 4),
+)  # fmt: skip
 
 
 def vocal_codes(part: Part, style: Style) -> np.ndarray:

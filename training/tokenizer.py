@@ -28,7 +28,11 @@ def make_tokenizer(path: Path) -> None:
     for seed in range(FIRST_SEED, FIRST_SEED + SONGS):
         song = draw_song(seed)
         lyrics = join_sections([part.section for part in song.parts])
-        lines += ["Generate music from the given lyrics segment by segment.", f"[Genre] {song.tags}", *lyrics.split("\n")]
+        lines += [
+            "Generate music from the given lyrics segment by segment.",
+            f"[Genre] {song.tags}",
+            *lyrics.split("\n"),
+        ]
         lines += ["[start_of_segment]", "[end_of_segment]", "[start_of_reference]", "[end_of_reference]"]
     rng = np.random.default_rng(0)
     letters = list("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,'!?-0123456789")

@@ -11,10 +11,10 @@ VOWELS = "aeiou"
 
 # Syllables in the manner of several languages; words are made of them.
 SYLLABLES = {
-    "open": "la mi so na re du ka ti mo ne va lu si do pe ra fi no be tu ha wi yo zu le ma ri sa ni ko".split(),
-    "mandarin": "ni hao wo men ai xin yue liang feng hua shan shui tian kong deng lai qu meng yun xing".split(),
-    "japanese": "か き く け こ さ し す せ そ た ち つ て と な に ぬ ね の は ひ ふ へ ほ ま み む め も ら り る れ ろ".split(),
-    "korean": "가 나 다 라 마 바 사 아 자 하 고 노 도 로 모 보 소 오 구 누 두 우 기 니 리 미 시 이 네 세 게 에".split(),
+    "open": "la mi so na re du ka ti mo ne va lu si do pe ra fi no be tu ha wi yo zu le ma ri sa ni ko",
+    "mandarin": "ni hao wo men ai xin yue liang feng hua shan shui tian kong deng lai qu meng yun xing",
+    "japanese": "か き く け こ さ し す せ そ た ち つ て と な に ぬ ね の は ひ ふ へ ほ ま み む め も ら り る れ ろ",  # noqa: E501 (wide letters)
+    "korean": "가 나 다 라 마 바 사 아 자 하 고 노 도 로 모 보 소 오 구 누 두 우 기 니 리 미 시 이 네 세 게 에",
 }
 ENGLISH = """
     a and are away baby back bay be blue boat bring bus by call calm city cold come coming count dance dark day deep
@@ -25,15 +25,23 @@ ENGLISH = """
     smile so soft somebody song soul sound star stay steel still stone stop story street summer sun sweet take tell
     that the there they this through time to today tomorrow train turn two under up voice wait walk wall water way we
     whisper who wild wind window winter with word world you your
-""".split()
+"""
 
-TEMPO = {"slow": 9, "medium": 7, "fast": 5}  # frames of 20 ms per sixteenth note: 83, 107 and 150 quarters per minute
+TEMPO = {"slow": 9, "medium": 7, "fast": 5}  # frames per sixteenth note: 83, 107, 150 bpm
 MOODS = {
     "major": ["uplifting", "happy", "bright", "inspiring", "hopeful", "energetic"],
     "minor": ["sad", "dark", "melancholic", "lonely", "calm", "mysterious"],
 }
-INSTRUMENTS = {"piano": ["piano", "keys"], "guitar": ["guitar", "harp"], "strings": ["strings", "synth", "organ", "pads"]}
-STYLES = {"backbeat": ["pop", "rock", "indie"], "four": ["electronic", "dance", "disco"], "light": ["folk", "ballad", "acoustic"]}
+INSTRUMENTS = {
+    "piano": ["piano", "keys"],
+    "guitar": ["guitar", "harp"],
+    "strings": ["strings", "synth", "organ", "pads"],
+}
+STYLES = {
+    "backbeat": ["pop", "rock", "indie"],
+    "four": ["electronic", "dance", "disco"],
+    "light": ["folk", "ballad", "acoustic"],
+}
 VOICES = ("male", "female")
 TIMBRES = {"bright": ["bright vocal", "clear vocal"], "soft": ["airy vocal", "soft vocal", "warm vocal"]}
 
@@ -93,10 +101,10 @@ def line(rng: np.random.Generator, language: str, size: int) -> str:
     count = 0
     while count < size:
         if language == "english":
-            word = str(rng.choice(ENGLISH))
+            word = str(rng.choice(ENGLISH.split()))
         else:
             joint = " " if language == "mandarin" else ""
-            word = joint.join(rng.choice(SYLLABLES[language], rng.integers(1, 4)))
+            word = joint.join(rng.choice(SYLLABLES[language].split(), rng.integers(1, 4)))
         words.append(word)
         count += max(1, len(syllables(word)))
     if len(words) > 3 and rng.random() < 0.3:

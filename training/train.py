@@ -1,0 +1,140 @@
+"""scripts/train_tiny: the whole demo profile from nothing, or from where the last run stopped."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from training import codec, stage1, stage2, vocoders
+from training.songs import Corpus
+from training.tokenizer import VOCABULARY, make_tokenizer
+from training.words import INSTRUMENTS, MOODS, STYLES, TEMPO, TIMBRES, VOICES
+from yue_core.text.tokenizer import Tokenizer
+from yue_core.weights.manifest import TINY
+
+ROOT = Path(__file__).resolve().parents[1]
+FIRST_SEED, SONGS = 1_000_000, 150  # of the audio models' corpus
+SEMANTIC_STEPS, DECODER_STEPS, VOCODER_STEPS = 900, 400, 400
+WORKERS = 2  # of the language models on a CPU, one thread each: faster than one worker with two threads
+PARTS = ("text", "codec", "stage1", "stage2", "decoder", "vocals", "instrumental")
+
+
+def corpus(rate: int) -> Corpus:
+    """The songs that codec, vocoders and stage 2 learn from."""
+    return Corpus.of(range(FIRST_SEED, FIRST_SEED + SONGS), rate)
+
+
+def write_text(out: Path) -> None:
+    """Tokenizer, id layout and tag list."""
+    make_tokenizer(out / "tokenizer.model")
+    VOCABULARY.write(out / "vocabulary.json")
+    genres = [word for words in STYLES.values() for word in words]
+    moods = [word for words in MOODS.values() for word in words]
+    tags = {
+        "genre": genres,
+        "instrument": [word for words in INSTRUMENTS.values() for word in words],
+        "mood": moods,
+        "gender": list(VOICES),
+        "timbre": [word for words in TIMBRES.values() for word in words],
+        "tempo": list(TEMPO),
+    }
+    lines = ",\n".join(f"  {json.dumps(kind)}: {json.dumps(words)}" for kind, words in tags.items())
+    (out / "tags.json").write_text(f"{{\n{lines}\n}}\n")
+
+
+def make_codec(work: Path, out: Path, device: str) -> None:
+    """Semantic branch, transform and codebooks; the decoder is the plain inverse transform so far."""
+    songs = corpus(codec.RATE)
+    model = codec.new_codec().to(device)
+    codec.train_semantic(model, songs, work, SEMANTIC_STEPS)
+    model = model.cpu()
+    frames = torch.cat([codec.frames(wave) for wave in songs.waves])
+    order = torch.randperm(len(frames), generator=torch.Generator().manual_seed(0))
+    codec.set_transform(model, frames[order[:40_000]])
+    vectors = torch.cat([codec.embeddings(model, wave) for wave in songs.waves])
+    order = order[:100_000]
+    codec.set_codebooks(model, vectors[order], torch.cat(songs.states)[order])
+    codec.save_codec(model, out / "xcodec")
+
+
+def corpus_codes(work: Path, out: Path) -> list[Tensor]:
+    """Codes [8, T] of the corpus's tracks, as the codec of `out` writes them; kept in `work`."""
+    path = work / "codes.pt"
+    if not path.exists():
+        model = codec.load_codec(out / "xcodec")
+        codes = [codec.codes(model, wave) for wave in corpus(codec.RATE).waves]
+        torch.save(codes, path)
+    found: list[Tensor] = torch.load(path)
+    return found
+
+
+def run(part: str, work: Path, out: Path, device: str) -> None:
+    """Train one part; parts are in order of what they need."""
+    if part == "text":
+        write_text(out)
+    elif part == "codec":
+        make_codec(work, out, device)
+    elif part == "stage1":
+        stage1.train_stage1(work, out / "stage1", Tokenizer(out / "tokenizer.model"), device)
+    elif part == "stage2":
+        stage2.train_stage2(corpus_codes(work, out), work, out / "stage2", device)
+    elif part == "decoder":
+        model = codec.load_codec(out / "xcodec").to(device)
+        codec.train_decoder(model, corpus(codec.RATE), corpus_codes(work, out), work, DECODER_STEPS)
+        codec.save_codec(model, out / "xcodec")
+    else:
+        model = codec.load_codec(out / "xcodec")
+        vectors = [model.quantizer.decode(codes[:, None])[0].T for codes in corpus_codes(work, out)]
+        folder = out / f"vocoder-{part}"
+        vocoders.train_vocoder(part, corpus(vocoders.RATE), vectors, work, folder, VOCODER_STEPS, device)
+
+
+def run_shared(part: str, arguments: argparse.Namespace) -> None:
+    """A language model on the CPU: the same command in several processes that average their gradients."""
+    meeting = arguments.work / f"{part}.meeting"
+    meeting.unlink(missing_ok=True)
+    own = [sys.executable, "-m", "training.train", "--work", arguments.work, "--out", arguments.out, "--only", part]
+    environment = os.environ | {"YUE_TRAIN_MEETING": str(meeting.absolute()), "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen([*map(str, own), "--device", "cpu"], env=environment | {"YUE_TRAIN_RANK": str(rank)})
+        for rank in range(WORKERS)
+    ]
+    ended = [process.wait() for process in processes]
+    if any(ended):
+        sys.exit(f"The training of {part} stopped; run the same command again to go on.")
+
+
+def main() -> None:
+    """Train all parts, or some."""
+    it = argparse.ArgumentParser(prog="scripts/train_tiny", description=__doc__)
+    it.add_argument("--work", type=Path, default=ROOT / "build" / "train_tiny", help="checkpoints and logs")
+    it.add_argument("--out", type=Path, default=TINY, help="the profile's folder")
+    it.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
+    it.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments = it.parse_args()
+    for folder in (arguments.work, arguments.out):
+        folder.mkdir(parents=True, exist_ok=True)
+    meeting = os.environ.get("YUE_TRAIN_MEETING")
+    if meeting:
+        torch.set_num_threads(1)
+        dist.init_process_group(
+            "gloo", init_method=f"file://{meeting}", rank=int(os.environ["YUE_TRAIN_RANK"]), world_size=WORKERS
+        )
+    for part in arguments.only:
+        print(f"{part} ...", file=sys.stderr)
+        if part.startswith("stage") and arguments.device == "cpu" and not meeting:
+            run_shared(part, arguments)
+        else:
+            run(part, arguments.work, arguments.out, arguments.device)
+
+
+if __name__ == "__main__":
+    main()
