@@ -167,3 +167,18 @@ def test_bench_measures_a_real_fetch() -> None:
     done = run_weights("bench", "0.02")
     assert done.returncode == 0, done.stderr
     assert re.search(r"^fetch and check +\d+ MB/s, \d+% of it$", done.stdout, re.M)
+
+
+def test_baking_instructions_do_what_they_say(tmp_path: Path) -> None:
+    """The commands of docs/weights.md, run on copies: weights go into the image, pickles and leftovers do not."""
+    for name in (".dockerignore", "cog.yaml"):
+        (tmp_path / name).write_text((CHECKOUT / name).read_text())
+    assert "/weights" in (tmp_path / ".dockerignore").read_text().splitlines()  # as the other two ways need it
+    commands = re.findall(r"^sed -i .*$", (CHECKOUT / "docs/weights.md").read_text(), re.M)
+    assert len(commands) == 2
+    for command in commands:
+        subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
+    ignored = (tmp_path / ".dockerignore").read_text().splitlines()
+    assert "/weights" not in ignored
+    assert {"/weights/xcodec_mini_infer", "/weights/.fetch.lock", "/weights/**/*.part"} <= set(ignored)
+    assert "YUE_FETCH=0" in (tmp_path / "cog.yaml").read_text()
