@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import threading
 import time
 from collections import defaultdict, deque
@@ -15,9 +16,12 @@ from typing import Any
 
 import pytest
 
+from yue_core.errors import WeightsError
 from yue_core.weights import fetch as fetching
 from yue_core.weights import files, remote
 
+BIG = random.Random(0).randbytes(2_500_000)
+SMALL = b'{"hidden_size": 64}\n'
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -197,6 +201,12 @@ class Shelf:
         fetching.fetch("en", self.root, say=said.append)
         return said
 
+    def refused(self, words: str) -> None:
+        """Fetch, which has to fail with one sentence that has these words."""
+        with pytest.raises(WeightsError, match=words) as error:
+            self.fetch()
+        assert "\n" not in str(error.value)
+
     def complete(self) -> bool:
         """Whether every file is in its place with its content, and nothing half-done is left."""
         return all((self.root / t).read_bytes() == c for t, c in self.content.items()) and not list(
@@ -211,3 +221,10 @@ def shelf(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> It
     monkeypatch.setattr(remote, "TIMEOUT", 5.0)
     yield Shelf(tmp_path, tmp_path / "weights", server)
     files.manifest.cache_clear()
+
+
+@pytest.fixture
+def big(shelf: Shelf) -> str:
+    """A shelf with one small and one big file; the big one's path on the server."""
+    shelf.add("stage2", "config.json", SMALL)
+    return shelf.add("stage2", "model.safetensors", BIG)
