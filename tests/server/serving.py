@@ -72,7 +72,7 @@ class Server:
 
     def send(self, method: str, path: str, **arguments: Any) -> httpx.Response:
         """A request, again while the slot of the one before is not free yet (facts: Cog, 0.5)."""
-        for _ in range(200):
+        for _ in range(int(ANSWER_SECONDS / 0.05)):
             response = self.http.request(method, path, **arguments)
             if response.status_code != 409:
                 return response

@@ -131,14 +131,16 @@ def main() -> int:
     history: dict[str, list[int]] = {name: [] for name in measures}
     started = time.perf_counter()
     kinds = soak.rng.choices(list(KINDS), list(KINDS.values()), k=arguments.predictions)
-    for number, kind in enumerate(kinds):
-        soak.run(kind, number)
-        for name, measure in measures.items():
-            history[name].append(measure(server))
-        if sys.stderr.isatty():
-            print(f"\r{number + 1}/{len(kinds)} ", end="", file=sys.stderr)
+    try:
+        for number, kind in enumerate(kinds):
+            soak.run(kind, number)
+            for name, measure in measures.items():
+                history[name].append(measure(server))
+            if sys.stderr.isatty():
+                print(f"\r{number + 1}/{len(kinds)} ", end="", file=sys.stderr)
+    finally:
+        code = server.stop()
     minutes = (time.perf_counter() - started) / 60
-    code = server.stop()
     return report(soak, history, minutes, code)
 
 
