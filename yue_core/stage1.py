@@ -89,6 +89,11 @@ class Stage1Batch:
         self._end = int((lm.drawable == vocabulary.end_of_audio).nonzero()[0, 0])
         self._decoder = make_decoder(lm, self.pool, self._end, songs, MAX_NEW_TOKENS, choose)
 
+    @property
+    def pace(self) -> int:
+        """Tokens that one step draws for each take."""
+        return self._decoder.pace
+
     def join(self, take: Take) -> None:
         """Add a take; raises ValueError when every place is taken."""
         place = self.takes.index(None)
@@ -112,7 +117,7 @@ class Stage1Batch:
         )
         finished = []
         for place, take in active:
-            take.written = min(take.written + self._decoder.pace, self._before[place] + take.sampling.max_new_tokens)
+            take.written = min(take.written + self.pace, self._before[place] + take.sampling.max_new_tokens)
             if place in over:
                 self._close(place, take)
                 if take.section is None:

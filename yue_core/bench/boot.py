@@ -12,7 +12,7 @@ from pathlib import Path  # noqa: E402
 
 import torch  # noqa: E402
 
-from yue_core.bench.ours import semantic, semantic_batch  # noqa: E402
+from yue_core.bench.ours import Writer, semantic  # noqa: E402
 from yue_core.lm.load import load_lm  # noqa: E402
 from yue_core.pipeline import PRECISIONS  # noqa: E402
 
@@ -30,12 +30,23 @@ def main(folder: str, device: str, precision: str) -> None:
             int8=precision == "int8",
         )
         loaded = time.perf_counter()
-        batch = semantic_batch(lm, 460, 1000)
-        batch.step()
+        writer = Writer(lm)
+        writer.open(460, 1000)
+        captured = time.perf_counter()
+        writer.batch.step()
         if lm.device.type == "cuda":
             torch.cuda.synchronize()
     ready = time.perf_counter()
-    print(json.dumps({"import": imported - STARTED, "load": loaded - imported, "first token": ready - loaded}))
+    print(
+        json.dumps(
+            {
+                "import": imported - STARTED,
+                "load": loaded - imported,
+                "prefill": captured - loaded,
+                "first tokens": ready - captured,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

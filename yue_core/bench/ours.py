@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -13,6 +16,17 @@ from yue_core.stage1 import Stage1Batch, Take
 from yue_core.stage2 import refine
 from yue_core.text.prompt import Prompt
 from yue_core.text.vocabulary import YUE
+
+
+def timed(device: torch.device, work: Callable[[], object]) -> float:
+    """Seconds of one call, to the end of what it started on the GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
 
 
 def semantic() -> list[int]:
@@ -31,22 +45,37 @@ def prompt_ids(length: int) -> list[int]:
     return [*ids.tolist(), YUE.xcodec]
 
 
-def semantic_batch(lm: LMWeights, context: int, new: int, songs: int = 1, penalty: float = 1.1) -> Stage1Batch:
-    """A batch whose takes stand at the end of a prompt of `context` ids, with end-of-audio barred for `new` steps."""
-    sampling = Sampling(max_new_tokens=new, min_new_tokens=new, repetition_penalty=penalty)
-    ids = prompt_ids(context)
-    batch = Stage1Batch(lm, YUE, songs)
-    for variation in range(songs):
-        prompt = Prompt(tuple(ids[:-1]), (tuple(ids[-1:]),), ())
-        batch.join(Take(prompt, sampling, 0, variation, [None], [False]))
-    return batch
+class Writer:
+    """Stage 1 as the product runs it: one batch that is kept, so that kernels and graphs are made once."""
 
+    def __init__(self, lm: LMWeights, songs: int = 1) -> None:
+        self.lm = lm
+        self.batch = Stage1Batch(lm, YUE, songs)
 
-def write_tokens(lm: LMWeights, context: int, new: int, songs: int = 1, penalty: float = 1.1) -> None:
-    """Stage 1: `new` tokens for each of `songs` takes."""
-    batch = semantic_batch(lm, context, new, songs, penalty)
-    while any(batch.takes):
-        batch.step()
+    def open(self, context: int, new: int, songs: int = 1, penalty: float = 1.1) -> None:
+        """Put takes at the end of a prompt of `context` ids, with end-of-audio barred for `new` tokens."""
+        sampling = Sampling(max_new_tokens=new, min_new_tokens=new, repetition_penalty=penalty)
+        ids = prompt_ids(context)
+        for variation in range(songs):
+            prompt = Prompt(tuple(ids[:-1]), (tuple(ids[-1:]),), ())
+            self.batch.join(Take(prompt, sampling, 0, variation, [None], [False]))
+
+    def write(self, context: int, new: int, songs: int = 1, penalty: float = 1.1) -> None:
+        """Write `new` tokens for each of `songs` takes, prefill included."""
+        self.open(context, new, songs, penalty)
+        while any(self.batch.takes):
+            self.batch.step()
+
+    def step_seconds(self, context: int, steps: int = 60) -> float:
+        """Median seconds of one token at a context, without the penalty's whole-vocabulary head."""
+        self.open(context, 2 * steps * self.batch.pace, penalty=1.0)
+        for _ in range(5):
+            self.batch.step()
+        times = sorted(timed(self.lm.device, self.batch.step) for _ in range(steps))
+        for take in self.batch.takes:
+            if take:
+                self.batch.leave(take)
+        return times[len(times) // 2] / self.batch.pace
 
 
 def refine_frames(lm: LMWeights, frames: int, tracks: int = 2) -> None:

@@ -8,7 +8,6 @@ import os
 import platform
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,14 @@ from typing import Any
 import torch
 
 from yue_core.bench.ours import (
+    Writer,
     acoustic,
     acoustic_bytes,
     prompt_ids,
     refine_frames,
     semantic,
-    semantic_batch,
     semantic_bytes,
-    write_tokens,
+    timed,
 )
 from yue_core.bench.shapes import Shape, write_checkpoint
 from yue_core.lm.load import load_lm
@@ -35,21 +34,6 @@ FULL_SECONDS = 6.0  # the longest song that upstream's method sings in full; bey
 PROBE = 8  # tokens or frames of one look at upstream's cost
 
 Report = dict[str, Any]
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for the GPU, where there is one."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def timed(device: torch.device, work: Callable[[], object]) -> float:
-    """Seconds of one call."""
-    synchronize(device)
-    started = time.perf_counter()
-    work()
-    synchronize(device)
-    return time.perf_counter() - started
 
 
 def bandwidth(device: torch.device) -> float:
@@ -121,34 +105,29 @@ def engine(folder: Path, seconds: float, device: torch.device, dtype: torch.dtyp
     frames = round(seconds * FRAMES_PER_SECOND)
     tokens = frames * TOKENS_PER_FRAME
     lm = load_lm(folder / "stage1", semantic(), normaliser=True, device=device, dtype=dtype, int8=int8)
-    write_tokens(lm, CONTEXT, 100)  # warm up: kernels, graphs, pages
-    first = timed(device, lambda: write_tokens(lm, CONTEXT, tokens))
-    limit = semantic_bytes(lm, CONTEXT, tokens) / speed
-    trimmed = timed(device, lambda: write_tokens(lm, CONTEXT, tokens, penalty=1.0))
-    growth = {context: step_seconds(lm, context) for context in (500, 4000)}
+    writer = Writer(lm)
+    for penalty in (1.1, 1.0):  # warm up: kernels, graphs, pages
+        writer.write(CONTEXT, 100, penalty=penalty)
+    before = memory(device)
+    first = timed(device, lambda: writer.write(CONTEXT, tokens))
+    trimmed = timed(device, lambda: writer.write(CONTEXT, tokens, penalty=1.0))
+    after = memory(device)
+    growth = {context: writer.step_seconds(context) for context in (500, 4000)}
     acoustic_lm = load_lm(folder / "stage2", acoustic(), normaliser=False, device=device, dtype=dtype, int8=int8)
     refine_frames(acoustic_lm, 10)
-    before = memory(device)
     second = timed(device, lambda: refine_frames(acoustic_lm, frames))
-    after = memory(device)
-    floor = acoustic_bytes(acoustic_lm, max(1, 2 * frames // WINDOW), min(frames, WINDOW)) / speed
     report = stages(first, second, seconds, "measured")
-    report["stage1"] |= {"percent_of_limit": 100 * limit / first, "seconds_without_penalty": trimmed}
-    report["stage1"] |= {"ms_per_token": 1e3 * first / tokens}
-    report["stage1"]["step_ms_at_context"] = {str(k): 1e3 * v for k, v in growth.items()}
-    report["stage1"]["growth_500_to_4000"] = growth[4000] / growth[500]
+    floor = acoustic_bytes(acoustic_lm, max(1, 2 * frames // WINDOW), min(frames, WINDOW)) / speed
     report["stage2"] |= {"percent_of_limit": 100 * floor / second}
-    report["memory_mb"] = {"after warm-up": before, "at the end": after}
+    report["stage1"] |= {
+        "percent_of_limit": 100 * semantic_bytes(lm, CONTEXT, tokens) / speed / first,
+        "ms_per_token": 1e3 * first / tokens,
+        "ms_per_token_without_penalty": 1e3 * trimmed / tokens,
+        "step_ms_at_context": {str(context): 1e3 * step for context, step in growth.items()},
+        "growth_500_to_4000": growth[4000] / growth[500],
+        "memory_mb": {"after warm-up": before, "after two songs": after},
+    }
     return report
-
-
-def step_seconds(lm: Any, context: int, steps: int = 60) -> float:
-    """Median seconds of one step at a context, guidance included, without the penalty's whole-vocabulary head."""
-    batch = semantic_batch(lm, context, 2 * steps, penalty=1.0)
-    for _ in range(10):
-        batch.step()
-    times = sorted(timed(lm.device, batch.step) for _ in range(steps))
-    return times[len(times) // 2]
 
 
 def boot(folder: Path, device: torch.device, precision: str) -> Report:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from yue_core.bench.gpu import suite
 from yue_core.bench.run import Report, run
 from yue_core.bench.shapes import SHAPES
 
@@ -22,6 +23,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--seconds", type=float, help="length of the song (default: 6, which every arm sings in full)")
     options.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="default: bf16 on a GPU, else fp32")
     options.add_argument("--json", type=Path, help="write the report here, after each arm")
+    options.add_argument(
+        "--gpu-suite", action="store_true", help="all GPU questions in under nine minutes, real shapes"
+    )
     options.add_argument("--keep", type=Path, help="folder for the random weights, used again the next time")
     return options
 
@@ -47,8 +51,8 @@ def main() -> None:
     """Run the bench and print it."""
     options = parser().parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if options.shape == "real" and device.type == "cpu":
-        raise SystemExit("The real shape needs a GPU; use --shape small on this machine.")
+    if device.type == "cpu" and (options.gpu_suite or options.shape == "real"):
+        raise SystemExit("The real shapes need a GPU; use --shape small on this machine.")
     precision = options.precision or ("bf16" if device.type == "cuda" else "fp32")
     shape = SHAPES[options.shape]
 
@@ -57,6 +61,9 @@ def main() -> None:
             options.json.write_text(json.dumps(report, indent=2) + "\n")
 
     with tempfile.TemporaryDirectory() as scratch:
+        if options.gpu_suite:
+            print(json.dumps(suite((options.keep or Path(scratch)) / "real-bf16", keep), indent=2))
+            return
         folder = (options.keep or Path(scratch)) / f"{options.shape}-{precision}"
         print(table(run(shape, folder, options.seconds or shape.seconds, device, precision, keep)))
 
