@@ -15,12 +15,14 @@ from cog import BasePredictor, Input, Path
 from yue_core.delivery import Desk
 from yue_core.guard import Guard
 from yue_core.inputs import DEMO_NOTE, DEMO_PROFILE, reference_of, resolve_seed, uploaded
+from yue_core.machine import check_ready
 from yue_core.pipeline import Pipeline
 from yue_core.slots import async_when_concurrent
 from yue_core.song import Sampling, SongRequest
 from yue_core.weights.fetch import fetch
 from yue_core.weights.manifest import weights_root
 
+LONGEST_PLANNED = 60.0  # seconds of song that the memory has to be enough for
 EXAMPLE_TAGS = "inspiring female uplifting pop airy vocal electronic bright vocal"
 EXAMPLE_LYRICS = """[verse]
 Streetlights hum along the quiet bay
@@ -46,6 +48,7 @@ class Predictor(BasePredictor):  # type: ignore[misc]
             print(DEMO_NOTE)
         if os.environ.get("YUE_FETCH") == "1":
             fetch(profile, weights_root())
+        check_ready(profile, None, LONGEST_PLANNED)
         pipeline = Pipeline.load(profile)
         self.desk, self.guard = Desk(pipeline), Guard(pipeline)
 

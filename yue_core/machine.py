@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 
+from yue_core.device import PRECISIONS, default_device, default_precision, free_memory
 from yue_core.ensemble import MAX_SONGS
 from yue_core.errors import MachineError, WeightsError
 from yue_core.lm.checkpoint import STAGE1, STAGE2, tensor_shapes
 from yue_core.lm.config import LMConfig
 from yue_core.lm.kv import KVPool
-from yue_core.pipeline import PRECISIONS
 from yue_core.song import FRAMES_PER_SECOND
 from yue_core.stage1 import MAX_NEW_TOKENS
 from yue_core.stage2 import WINDOW, slots_of
@@ -128,22 +128,6 @@ def gpus() -> list[Gpu]:
     return found
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that can be had on a device."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    if device.type == "mps":
-        return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():  # counts what the page cache would give back
-        available = int(meminfo.read_text().split("MemAvailable:")[1].split()[0]) * 1024
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.is_file() and used.is_file() and (most := limit.read_text().strip()).isdecimal():
-        available = min(available, int(most) - int(used.read_text()))
-    return available
-
-
 def idle_gpu() -> str | None:
     """A sentence on GPUs that PyTorch cannot use, or None."""
     found = gpus()
@@ -158,16 +142,6 @@ def idle_gpu() -> str | None:
         f"PyTorch {torch.__version__} cannot use the GPU ({found[0].name}) with driver {found[0].driver}; "
         f"install a driver for CUDA {torch.version.cuda}, or choose the device cpu."
     )
-
-
-def default_device() -> torch.device:
-    """The GPU when there is one that PyTorch can use."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def default_precision(device: torch.device) -> str:
-    """What suits a device."""
-    return "bf16" if device.type == "cuda" else "fp32"
 
 
 def check_ready(

@@ -13,8 +13,10 @@ from yue_core.audio.codec import CODEC_RATE, Codec
 from yue_core.audio.files import read_clip
 from yue_core.audio.mastering import Track, fade_out, limit, master
 from yue_core.audio.vocoder import Vocoder
+from yue_core.device import PRECISIONS, default_device, default_precision, usable_device
 from yue_core.ensemble import Ensemble
-from yue_core.errors import MachineError, ReferenceAudioError, RequestError
+from yue_core.errors import ReferenceAudioError, RequestError
+from yue_core.lm.checkpoint import STAGE1, STAGE2
 from yue_core.lm.generation import read_generation_config
 from yue_core.lm.load import load_lm
 from yue_core.progress import Progress
@@ -26,10 +28,9 @@ from yue_core.text.lyrics import parse_lyrics
 from yue_core.text.prompt import build_prompt
 from yue_core.text.tags import clean_tags, known_tags
 from yue_core.text.tokenizer import Tokenizer
-from yue_core.text.vocabulary import Vocabulary
+from yue_core.text.vocabulary import YUE, Vocabulary
 from yue_core.weights.manifest import ProfileFiles, profile_files, weights_root
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.bfloat16}
 MAX_VARIATIONS = 8
 MAX_LYRICS, MAX_TAGS = 100_000, 5_000  # characters; the context holds some 60,000 of a song
 MAX_REFERENCE = 120.0  # seconds; the context holds 300 of one track, and the codec's memory grows with it
@@ -59,14 +60,18 @@ class Pipeline:
         self.tags = known_tags(files.tags)
         semantic = [vocabulary.end_of_audio, *vocabulary.codebook(0)]
         acoustic = range(vocabulary.codebook(1).start, vocabulary.codebook(vocabulary.num_codebooks - 1).stop)
+        expect = (STAGE1, STAGE2) if vocabulary == YUE else (None, None)
         ensembles = {
             folder: Ensemble(
-                load_lm(folder, semantic, normaliser=True, device=device, dtype=dtype, int8=int8), vocabulary
+                load_lm(folder, semantic, normaliser=True, device=device, dtype=dtype, int8=int8, expect=expect[0]),
+                vocabulary,
             )
             for folder in dict.fromkeys(files.stage1.values())
         }
         self.stage1 = {key: ensembles[folder] for key, folder in files.stage1.items()}
-        self.stage2 = load_lm(files.stage2, acoustic, normaliser=False, device=device, dtype=dtype, int8=int8)
+        self.stage2 = load_lm(
+            files.stage2, acoustic, normaliser=False, device=device, dtype=dtype, int8=int8, expect=expect[1]
+        )
         if device.type == "cpu" and self.stage2.embedding.shape[1] <= SMALL_WIDTH:
             torch.set_num_threads(1)
         self.drawing = {key: read_generation_config(folder) for key, folder in files.stage1.items()}
@@ -86,8 +91,8 @@ class Pipeline:
         Raises WeightsError when the profile is missing or corrupt, MachineError for a device that this machine has
         not, RequestError for an unknown precision.
         """
-        chosen = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        precision = precision or ("bf16" if chosen.type == "cuda" else "fp32")
+        chosen = usable_device(device) if device else default_device()
+        precision = precision or default_precision(chosen)
         if precision not in PRECISIONS:
             raise RequestError(f"The precision {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}.")
         return cls(profile_files(profile, root or weights_root()), chosen, precision)
@@ -231,16 +236,6 @@ class Pipeline:
             warning = f"The reference tracks differ in length: only their first {shortest / 50:.1f} seconds are used."
             return [track[:shortest] for track in tracks], [warning]
         return tracks, []
-
-
-def usable_device(name: str) -> torch.device:
-    """The device of that name; raises MachineError when this machine has none."""
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise MachineError(f"The device {name!r} cannot be used on this machine; choose cpu, cuda or mps.") from error
-    return device
 
 
 def kept_audio(

@@ -13,8 +13,8 @@ from pathlib import Path  # noqa: E402
 import torch  # noqa: E402
 
 from yue_core.bench.ours import Writer, semantic  # noqa: E402
+from yue_core.device import PRECISIONS  # noqa: E402
 from yue_core.lm.load import load_lm  # noqa: E402
-from yue_core.pipeline import PRECISIONS  # noqa: E402
 
 
 def main(folder: str, device: str, precision: str) -> None:

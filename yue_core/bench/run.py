@@ -155,7 +155,7 @@ def run(
 ) -> Report:
     """All arms; `keep` gets the report after each, so that nothing measured is lost."""
     from yue_core.bench.peers import Strong, Upstream, load_peers  # transformers is for the yardsticks only
-    from yue_core.pipeline import PRECISIONS
+    from yue_core.device import PRECISIONS
 
     dtype = PRECISIONS[precision]
     for name, config in (("stage1", shape.stage1), ("stage2", shape.stage2)):

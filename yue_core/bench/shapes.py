@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from yue_core.lm.checkpoint import STAGE1, STAGE2
 from yue_core.lm.config import LMConfig
 
 INITIAL_STD = 0.02  # of a fresh Llama
@@ -31,8 +32,8 @@ SHAPES = {
         seconds=6.0,
     ),
     "real": Shape(
-        stage1=LMConfig(4096, 32, 32, 4, 11008, 83968, 16384, 10_000.0, 1e-5),
-        stage2=LMConfig(2048, 32, 16, 16, 5504, 83840, 8192, 10_000.0, 1e-5),
+        stage1=STAGE1,
+        stage2=STAGE2,
         seconds=6.0,
     ),
 }

@@ -28,9 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments = it.parse_args(argv)
 
+    from yue_core.device import usable_device
     from yue_core.errors import YuEError
     from yue_core.machine import machine_report
-    from yue_core.pipeline import usable_device
 
     try:
         if arguments.parity is not None:
@@ -46,9 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parity(folder: str, device: str | None, precision: str | None) -> bool:
     """Compare with the golden arrays in `folder`; by default on the CPU in float32, where they were recorded."""
-    from yue_core.machine import default_precision
+    from yue_core.device import PRECISIONS, default_precision, usable_device
     from yue_core.parity.run import find_golden, run_parity
-    from yue_core.pipeline import PRECISIONS, usable_device
 
     golden, chosen = Path(folder) if folder else find_golden(), usable_device(device or "cpu")
     precision = precision or default_precision(chosen)
