@@ -77,7 +77,7 @@ def test_fault_02_no_lyrics_are_lost(pipeline: Pipeline) -> None:
     assert [section.text for section in plan.sections] == ["hello", "one", "two [x2] three"]
 
 
-def test_fault_03_and_17_the_heads_hold_the_right_codebooks_and_nothing_else(pipeline: Pipeline) -> None:
+def test_fault_03_fault_17_the_heads_hold_the_right_codebooks_and_nothing_else(pipeline: Pipeline) -> None:
     vocabulary = pipeline.vocabulary
     for ensemble in pipeline.stage1.values():
         assert ensemble.lm.drawable.tolist() == [vocabulary.end_of_audio, *vocabulary.codebook(0)]
@@ -105,7 +105,7 @@ def test_fault_14_any_count_of_frames_becomes_audio(pipeline: Pipeline, frames: 
     assert np.isfinite(made.audio["song"]).all()
 
 
-def test_fault_20_and_21_tracks_keep_their_names_and_nothing_is_lossy_on_the_way(
+def test_fault_20_fault_21_tracks_keep_their_names_and_nothing_is_lossy_on_the_way(
     pipeline: Pipeline, song: Song
 ) -> None:
     """The song and its stems from the song's tokens, step by step in memory, are the delivered ones bit by bit."""

@@ -246,7 +246,7 @@ def test_a_section_whose_budget_runs_out_is_flagged_and_closed(lm: LMWeights) ->
     assert [span.truncated for span in song_tokens(take, ["a", "b"], VOCABULARY).spans] == [True, True]
 
 
-def test_fault_03_and_18_nothing_but_codebook_0_and_a_closing_end_of_audio(lm: LMWeights) -> None:
+def test_fault_03_fault_18_nothing_but_codebook_0_and_a_closing_end_of_audio(lm: LMWeights) -> None:
     """Upstream may draw any id above 32001; a stray start- or end-of-audio then fails after all the work."""
     hot = replace(SETTINGS, temperature=50.0, top_k=1000, top_p=1.0, max_new_tokens=60)
     audio = write(lm, take_of(4, hot), take_of(4, hot, variation=1))

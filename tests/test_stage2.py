@@ -118,7 +118,7 @@ def test_equals_the_librarys_generation_with_upstreams_ids(llama: tuple[Any, Pat
     assert got.min() < 0 or got.max() > 15
 
 
-def test_fault_16_and_17_every_code_is_of_its_codebook(lm: LMWeights) -> None:
+def test_fault_16_fault_17_every_code_is_of_its_codebook(lm: LMWeights) -> None:
     """Upstream bars no wrong codebook, and repairs with a code that may itself be invalid."""
     codes = refine(lm, VOCABULARY, [track(35), track(17, 1)], SILENT)
     for given, got in zip((track(35), track(17, 1)), codes, strict=True):
@@ -130,7 +130,7 @@ def test_fault_16_and_17_every_code_is_of_its_codebook(lm: LMWeights) -> None:
 
 @pytest.mark.parametrize("frames", [1, 2, 9, 10, 11, 19, 20, 21, 30, 31])
 @pytest.mark.parametrize("overlap", [True, False])
-def test_fault_13_and_14_every_length_works(lm: LMWeights, frames: int, overlap: bool) -> None:
+def test_fault_13_fault_14_every_length_works(lm: LMWeights, frames: int, overlap: bool) -> None:
     """Upstream fails below one window, and one frame above a whole number of them."""
     (codes,) = refine(lm, VOCABULARY, [track(frames)], SILENT, overlap=overlap)
     assert codes.shape == (4, frames)
