@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
     """Starts servers; whatever still runs at the end is stopped."""
     servers: list[Server] = []
 
-    def start(**arguments: str) -> Server:
+    def start(**arguments: Any) -> Server:
         servers.append(Server(tmp_path_factory.mktemp("server"), **arguments))
         servers[-1].wait_until("READY")
         return servers[-1]

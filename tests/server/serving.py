@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -32,7 +33,13 @@ START_SECONDS, ANSWER_SECONDS, STOP_SECONDS = 120, 300, 60
 class Server:
     """A running Cog server."""
 
-    def __init__(self, folder: Path, predictor: str = "predict.py:Predictor", **environment: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        predictor: str = "predict.py:Predictor",
+        options: Sequence[str] = (),
+        **environment: str,
+    ) -> None:
         write_schema(ROOT)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -44,7 +51,7 @@ class Server:
         stub = {"COG_PREDICT_TYPE_STUB": predictor}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                server_command("127.0.0.1"),
+                [*server_command("127.0.0.1"), *options],
                 cwd=ROOT,
                 env={**server_environment(port), **settings, **stub, **environment},
                 stdout=log,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
+import httpx
 import pytest
 
 from tests.server.serving import LYRICS, NO_MODELS, QUICK, SHORT, clip, content, data_uri, decoded
@@ -31,6 +32,14 @@ def test_a_cancelled_prediction_stops_and_the_next_one_works(faulty, webhooks, s
     assert webhooks.finished(name)["status"] == "canceled"
     assert seconds < STOP_SECONDS
     print(f"cancelled in {stage} after {seconds:.2f} s")
+    assert faulty.predict(**QUICK)["status"] == "succeeded"
+
+
+def test_a_client_that_hangs_up_cancels_its_prediction(faulty):
+    url = faulty.http.base_url.join("/predictions")
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(url, json={"input": STAGES["stage 1"]}, timeout=1)
+    faulty.wait_until("READY", seconds=20)
     assert faulty.predict(**QUICK)["status"] == "succeeded"
 
 

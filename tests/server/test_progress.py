@@ -17,6 +17,7 @@ def test_replicates_client_reads_the_progress(server, webhooks):
     assert states[-1].percentage == 1.0
     assert all(0 <= state.percentage <= 1 and state.current <= state.total for state in states)
     assert "\r" not in last["logs"], "each state is a line of its own"
+    assert last["logs"].endswith("\n"), "an open line would leak into the next prediction's log"
 
 
 def test_the_log_tells_section_rate_and_time_left_and_ends_with_the_stages(server, webhooks):
