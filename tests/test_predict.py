@@ -16,6 +16,7 @@ from jsonschema import Draft4Validator
 import predict
 from yue_core import song
 from yue_core.commands.schema import SCHEMA_FILE, openapi_schema, write_schema
+from yue_core.errors import WeightsError
 
 SOURCE = (Path(__file__).parent.parent / "predict.py").read_text()
 INPUTS = [
@@ -171,6 +172,7 @@ def test_missing_weights_are_fetched_where_the_image_says_so(monkeypatch, tmp_pa
     monkeypatch.setenv("YUE_PROFILE", "en")
     monkeypatch.setenv("YUE_WEIGHTS", str(tmp_path))
     monkeypatch.setattr(predict, "fetch", lambda *given: calls.append(given))
+    monkeypatch.setattr(predict, "check_ready", lambda *given: None)
     for name in ("Desk", "Guard"):
         monkeypatch.setattr(predict, name, lambda pipeline: pipeline)
     monkeypatch.setattr(predict.Pipeline, "load", lambda profile: profile)
@@ -181,3 +183,16 @@ def test_missing_weights_are_fetched_where_the_image_says_so(monkeypatch, tmp_pa
     predictor.setup()
     assert calls == [("en", tmp_path)]
     assert predictor.desk == "en"
+
+
+def test_setup_refuses_with_the_doctors_sentence_before_it_loads_anything(monkeypatch, tmp_path):
+    monkeypatch.setenv("YUE_PROFILE", "en")
+    monkeypatch.setenv("YUE_WEIGHTS", str(tmp_path))
+    loaded = []
+    monkeypatch.setattr(predict.Pipeline, "load", loaded.append)
+    with pytest.raises(WeightsError) as doctors:
+        predict.check_ready("en", None, 60.0)
+    with pytest.raises(WeightsError, match="run scripts/weights fetch en") as setups:
+        predict.Predictor().setup()
+    assert str(setups.value) == str(doctors.value)
+    assert loaded == []
