@@ -27,7 +27,7 @@ def song(variation: int = 0, frames: int = 50) -> Song:
     wave = noise.uniform(-0.5, 0.5, frames * SAMPLE_RATE // 50).astype(np.float32)
     spans = (SectionSpan("verse", 0, frames, False),)
     audio = {"song": wave, "vocals": wave / 2, "instrumental": wave / 4}
-    return Song(SongTokens(codes[0], codes[1], spans), audio, 3, variation, (), {"stage 1": 1.0, "audio": 0.5})
+    return Song(SongTokens(codes[0], codes[1], spans), audio, 3, variation, (), {"stage 1": 1.0, "audio": 0.5}, 1.5)
 
 
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, concurrency: str = "1") -> delivery.Desk:

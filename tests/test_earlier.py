@@ -24,7 +24,7 @@ REQUEST = SongRequest("pop, 明るい", LYRICS, seed=2**40, num_segments=2)
 def song(frames: int = 100) -> Song:
     codes = np.random.default_rng(0).integers(0, 1024, (2, frames)).astype(np.int16)
     spans = (SectionSpan("verse", 0, 40, False), SectionSpan("chorus", 40, frames, True))
-    return Song(SongTokens(codes[0], codes[1], spans), {}, REQUEST.seed, 0, (), {})
+    return Song(SongTokens(codes[0], codes[1], spans), {}, REQUEST.seed, 0, (), {}, 0.0)
 
 
 def edited(change) -> bytes:

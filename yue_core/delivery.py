@@ -12,6 +12,7 @@ import tempfile
 import threading
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -142,13 +143,7 @@ def write_files(
     Raises AudioFileError when not even WAV can be written.
     """
     tracks = ("song", "vocals", "instrumental") if request.output == "stems" else (request.output,)
-    tags = SongTags(
-        title=title_of(request.lyrics),
-        genre=request.genre_tags,
-        seed=song.seed,
-        model=f"YuE v1, profile {profile}",
-        payload=pack(song, request, profile),
-    )
+    tags = replace(tags_of(request, profile), payload=pack(song, request, profile))
     files, warnings = [], []
     for track in tracks:
         path = folder / f"{names[track]}.{request.output_format}"
@@ -167,6 +162,11 @@ def write_files(
 def _write_checked(path: Path, song: Song, track: str, tags: SongTags) -> None:
     write_audio(path, song.audio[track], SAMPLE_RATE, tags)
     check_audio(path, len(song.audio[track]) / SAMPLE_RATE)
+
+
+def tags_of(request: SongRequest, profile: str) -> SongTags:
+    """What a file says about the song in it."""
+    return SongTags(title_of(request.lyrics), request.genre_tags, request.seed, f"YuE v1, profile {profile}")
 
 
 def title_of(lyrics: str) -> str:
@@ -188,6 +188,7 @@ def metrics(songs: Sequence[Song], file: Path, warnings: Sequence[str]) -> dict[
         "token_output_count": sum(TOKENS_PER_FRAME * len(song.tokens.vocals) for song in songs),
         "sections": [timeline(song) for song in songs] if len(songs) > 1 else timeline(first),
         "timing": {name.replace(" ", "_"): round(value, 3) for name, value in spent.items()},
+        "first_audio_seconds": round(first.first_audio, 3),
         "real_time_factor": round(sum(spent.values()) / seconds, 3),
         "output_file": file.name,
         "warnings": list(warnings),

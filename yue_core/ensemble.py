@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -32,9 +32,10 @@ class Ensemble:
         self._waiting: deque[Take] = deque()
         self._driving = threading.Lock()
 
-    def write(self, takes: Sequence[Take], progress: Progress) -> None:
+    def write(self, takes: Sequence[Take], progress: Progress, section_done: Callable[[], None] = lambda: None) -> None:
         """Write all takes; their `audio` and `truncated` are complete afterwards.
 
+        `section_done` is called when some take has one more section, in this thread.
         Raises what ended a take early, and Cancelled; none of the takes is in the batch then.
         """
         mine = [take for take in takes if take.section is not None]
@@ -43,6 +44,7 @@ class Ensemble:
             self._waiting.extend(mine)
             done = 0
             try:
+                sections = -1
                 while open_takes := [take for take in mine if take.section is not None]:
                     if self._driving.acquire(timeout=PATIENCE):
                         try:
@@ -54,6 +56,9 @@ class Ensemble:
                             raise take.failure
                     written = sum(take.written for take in mine)
                     section = min(take.section or 0 for take in open_takes)
+                    if section > sections >= 0:
+                        section_done()
+                    sections = section
                     progress.note(f"section {section + 1}/{len(mine[0].audio)}")
                     progress.advance(written - done)
                     done = written

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from yue_core.audio.codec import CODEC_RATE, Codec
 from yue_core.audio.files import read_clip
@@ -15,38 +16,25 @@ from yue_core.audio.mastering import Track, fade_out, limit, master
 from yue_core.audio.vocoder import Vocoder
 from yue_core.device import PRECISIONS, default_device, default_precision, usable_device
 from yue_core.ensemble import Ensemble
-from yue_core.errors import ReferenceAudioError, RequestError
+from yue_core.errors import RequestError
 from yue_core.lm.checkpoint import STAGE1, STAGE2
 from yue_core.lm.generation import read_generation_config
 from yue_core.lm.load import load_lm
+from yue_core.plan import Plan, check_request, kept_audio
+from yue_core.preview import HandOut, Preview
 from yue_core.progress import Progress
-from yue_core.song import Codes, Reference, Sampling, Section, Song, SongRequest, SongTokens
-from yue_core.stage1 import MAX_NEW_TOKENS, Take, section_ids, song_tokens
-from yue_core.stage2 import Drawing, refine
+from yue_core.song import Codes, Reference, Sampling, Song, SongRequest, SongTokens, Waveform
+from yue_core.stage1 import Take, song_tokens
+from yue_core.stage2 import Drawing, Grid, Window, refine
 from yue_core.text.language import checkpoint_language, detect_language, language_tags
 from yue_core.text.lyrics import parse_lyrics
 from yue_core.text.prompt import build_prompt
 from yue_core.text.tags import clean_tags, known_tags
 from yue_core.text.tokenizer import Tokenizer
-from yue_core.text.vocabulary import YUE, Vocabulary
+from yue_core.text.vocabulary import YUE
 from yue_core.weights.manifest import ProfileFiles, profile_files, weights_root
 
-MAX_VARIATIONS = 8
-MAX_LYRICS, MAX_TAGS = 100_000, 5_000  # characters; the context holds some 60,000 of a song
-MAX_REFERENCE = 120.0  # seconds; the context holds 300 of one track, and the codec's memory grows with it
 SMALL_WIDTH = 256  # hidden size up to which a product is too short to be shared by threads
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A request that was understood and can be sung: what is known before any model runs."""
-
-    request: SongRequest
-    sections: tuple[Section, ...]  # of the whole lyrics; the prompt quotes them all
-    count: int  # how many of them are sung
-    genre_tags: str  # as the prompt has them
-    stage1: tuple[str, str]  # language and mode of the checkpoint
-    warnings: tuple[str, ...]
 
 
 class Pipeline:
@@ -120,16 +108,26 @@ class Pipeline:
         progress: Progress | None = None,
         earlier: SongTokens | None = None,
         redo_section: int | None = None,
+        hand_out: HandOut | None = None,
     ) -> list[Song]:
         """Sing a request: one song per variation.
 
         With `earlier`, its sections are the first ones of the request's lyrics and are kept, all but
-        `redo_section` (counted from 1). Raises the subclasses of YuEError that `plan` and the reference name.
+        `redo_section` (counted from 1). `hand_out` gets parts of the first take while later sections are written:
+        where a part begins, in seconds, and its samples at SAMPLE_RATE.
+
+        Raises the subclasses of YuEError that `plan` and the reference name.
         """
         progress = progress or Progress(None)
         takes, plan = self.takes(request, progress, earlier, redo_section)
-        self.stage1[plan.stage1].write(takes, progress)
-        return self.render(plan, takes, progress)
+
+        def part(tokens: SongTokens, windows: dict[Window, Grid], progress: Progress) -> Waveform:
+            codes = self._refine(takes[:1], [tokens], progress, windows)
+            return self._sound(codes, progress)["song"].numpy()
+
+        with Preview(part, hand_out, progress) as preview:
+            self.stage1[plan.stage1].write(takes, progress, lambda: preview.add(self._written(plan, takes[0])))
+        return self.render(plan, takes, progress, preview.windows)
 
     def takes(
         self,
@@ -156,46 +154,59 @@ class Pipeline:
         for ensemble in self.stage1.values():
             ensemble.release()
 
-    def render(self, plan: Plan, takes: Sequence[Take], progress: Progress) -> list[Song]:
-        """Turn complete takes into songs: stage 2 for all of them at once, then codec, vocoder and mastering."""
-        labels = [section.label for section in plan.sections[: plan.count]]
-        tokens = [song_tokens(take, labels, self.vocabulary) for take in takes]
-        tracks = [track for one in tokens for track in (one.vocals, one.instrumental)]
+    def render(
+        self, plan: Plan, takes: Sequence[Take], progress: Progress, windows: dict[Window, Grid] | None = None
+    ) -> list[Song]:
+        """Turn complete takes into songs: stage 2 for all of them at once, then codec, vocoder and mastering.
+
+        `windows` are those that stage 2 has done before.
+        """
+        tokens = [self._written(plan, take) for take in takes]
+        codes = self._refine(takes, tokens, progress, {} if windows is None else windows)
+        songs = []
+        for i, take in enumerate(takes):
+            audio = self._master(plan, tokens[i], self._sound(codes[2 * i : 2 * i + 2], progress))
+            first_audio = progress.heard()
+            warnings = (*plan.warnings, *take.warnings)
+            songs.append(
+                Song(tokens[i], audio, take.seed, take.variation, warnings, dict(progress.seconds), first_audio)
+            )
+        return songs
+
+    def _written(self, plan: Plan, take: Take) -> SongTokens:
+        """What a take has of its song so far."""
+        return song_tokens(take, [section.label for section in plan.sections[: plan.count]], self.vocabulary)
+
+    def _refine(
+        self, takes: Sequence[Take], tokens: Sequence[SongTokens], progress: Progress, windows: dict[Window, Grid]
+    ) -> list[Codes]:
+        """Stage 2 for all takes at once: codes [K, T] of vocals and instrumental, take by take."""
         drawing = None
         if not self.stage2_drawing.greedy:
             songs = [(take.seed, take.variation, track) for take in takes for track in (1, 2)]
             drawing = Drawing(self.stage2_drawing, songs)
-        grids = refine(self.stage2, self.vocabulary, tracks, progress, drawing=drawing)
-        codes = [grid.astype(np.int16) for grid in grids]
-        return [
-            self._finish(plan, take, tokens[i], codes[2 * i], codes[2 * i + 1], progress)
-            for i, take in enumerate(takes)
-        ]
+        tracks = [track for one in tokens for track in (one.vocals, one.instrumental)]
+        grids = refine(self.stage2, self.vocabulary, tracks, progress, drawing=drawing, finished=windows)
+        return [grid.astype(np.int16) for grid in grids]
 
-    def _finish(
-        self, plan: Plan, take: Take, tokens: SongTokens, vocals: Codes, instrumental: Codes, progress: Progress
-    ) -> Song:
-        """Codes [K, T] of both tracks to one mastered song."""
-        with progress.stage("audio", 2, "track"):
+    def _sound(self, codes: Sequence[Codes], progress: Progress) -> dict[str, Tensor]:
+        """Codes [K, T] of vocals and instrumental to the song and its stems [S] at SAMPLE_RATE."""
+        with progress.stage("audio", len(codes), "track"):
             tracks = []
-            for name, codes in (("vocals", vocals), ("instrumental", instrumental)):
-                low = self.codec.decode(codes, progress.check)
-                high = self.vocoders[name](self.codec.embed(codes), progress.check)
+            for name, track in zip(("vocals", "instrumental"), codes, strict=True):
+                low = self.codec.decode(track, progress.check)
+                high = self.vocoders[name](self.codec.embed(track), progress.check)
                 tracks.append(Track(low, high))
                 progress.advance()
-            audio = master(*tracks)
-            if tokens.spans[-1].truncated:
-                audio = {name: fade_out(waveform) for name, waveform in audio.items()}
-            if plan.request.limiter:
-                audio = {name: limit(waveform) for name, waveform in audio.items()}
-        return Song(
-            tokens=tokens,
-            audio={name: waveform.numpy() for name, waveform in audio.items()},
-            seed=take.seed,
-            variation=take.variation,
-            warnings=(*plan.warnings, *take.warnings),
-            seconds=dict(progress.seconds),
-        )
+            return master(*tracks)
+
+    def _master(self, plan: Plan, tokens: SongTokens, audio: dict[str, Tensor]) -> dict[str, Waveform]:
+        """The last touch on a whole song: a fade where it was cut off, and the limiter."""
+        if tokens.spans[-1].truncated:
+            audio = {name: fade_out(waveform) for name, waveform in audio.items()}
+        if plan.request.limiter:
+            audio = {name: limit(waveform) for name, waveform in audio.items()}
+        return {name: waveform.numpy() for name, waveform in audio.items()}
 
     def _checkpoint(self, request: SongRequest, language: str) -> tuple[tuple[str, str], tuple[str, ...]]:
         """The stage-1 checkpoint for a request, and warnings.
@@ -236,56 +247,3 @@ class Pipeline:
             warning = f"The reference tracks differ in length: only their first {shortest / 50:.1f} seconds are used."
             return [track[:shortest] for track in tracks], [warning]
         return tracks, []
-
-
-def kept_audio(
-    plan: Plan, earlier: SongTokens | None, redo_section: int | None, vocabulary: Vocabulary
-) -> tuple[list[list[int] | None], list[bool]]:
-    """Stage-1 ids per section that stay from an earlier song, None for those to write, and truncated flags."""
-    audio: list[list[int] | None] = [None] * plan.count
-    truncated = [False] * plan.count
-    for i, span in enumerate(earlier.spans if earlier else ()):
-        assert earlier is not None
-        if i >= plan.count:
-            break
-        if i + 1 != redo_section:
-            audio[i] = section_ids(earlier, span, vocabulary)
-            truncated[i] = span.truncated
-    return audio, truncated
-
-
-def check_request(request: SongRequest) -> None:
-    """Raise RequestError or ReferenceAudioError for settings that no song can be made from."""
-    sampling = request.sampling
-    rules = (
-        (len(request.lyrics) <= MAX_LYRICS, f"The lyrics have more than {MAX_LYRICS} characters; shorten them."),
-        (len(request.genre_tags) <= MAX_TAGS, f"The genre tags have more than {MAX_TAGS} characters; shorten them."),
-        (request.seed >= 0, "The seed must be 0 or more; leave it out for a random one."),
-        (
-            request.num_segments is None or request.num_segments >= 1,
-            "The number of segments must be 1 or more; leave it out to sing all sections.",
-        ),
-        (1 <= request.variations <= MAX_VARIATIONS, f"The variations must be 1 to {MAX_VARIATIONS}."),
-        (
-            sampling.min_new_tokens <= sampling.max_new_tokens <= MAX_NEW_TOKENS,
-            f"max_new_tokens must be {sampling.min_new_tokens} to {MAX_NEW_TOKENS}; 100 tokens are one second.",
-        ),
-        (sampling.temperature > 0, "The temperature must be above 0."),
-        (0 < sampling.top_p <= 1, "top_p must be above 0 and at most 1."),
-        (sampling.top_k >= 1, "top_k must be 1 or more."),
-        (sampling.repetition_penalty > 0, "The repetition penalty must be above 0; 1 is none."),
-    )
-    for holds, sentence in rules:
-        if not holds:
-            raise RequestError(sentence)
-    reference = request.reference
-    if reference is None:
-        return
-    if reference.mix and (reference.vocals or reference.instrumental):
-        raise ReferenceAudioError("Give either one reference clip or its vocals and instrumental, not both.")
-    if not reference.mix and not (reference.vocals and reference.instrumental):
-        raise ReferenceAudioError("A dual-track reference needs both tracks: add the missing one.")
-    if not 0 <= reference.start < reference.end:
-        raise ReferenceAudioError("The reference window must start at 0 or later and end after its start.")
-    if reference.end - reference.start > MAX_REFERENCE:
-        raise ReferenceAudioError(f"The reference window may last {MAX_REFERENCE:g} seconds; choose a shorter one.")

@@ -55,14 +55,19 @@ class LogBar:
 class Progress:
     """One bar per stage, on `stream`; seconds per stage are kept in `seconds`.
 
-    With `logs`, bars are lines; otherwise they are redrawn in place, as on a terminal.
+    With `logs`, bars are lines; otherwise they are redrawn in place, as on a terminal. What `follow`s another
+    progress is cancelled with it.
     """
 
-    def __init__(self, stream: TextIO | None = sys.stderr, *, logs: bool = False) -> None:
+    def __init__(
+        self, stream: TextIO | None = sys.stderr, *, logs: bool = False, follow: Progress | None = None
+    ) -> None:
         self.seconds: dict[str, float] = {}
         self._stream = stream  # None: silent
         self._logs = logs
-        self._cancelled = threading.Event()
+        self._cancelled: threading.Event = follow._cancelled if follow else threading.Event()
+        self._started = time.perf_counter()
+        self._first_audio: float | None = None
         self._bar: tqdm | LogBar | None = None
 
     def cancel(self) -> None:
@@ -73,6 +78,12 @@ class Progress:
         """Raise Cancelled once `cancel` was called."""
         if self._cancelled.is_set():
             raise Cancelled("the request was cancelled")
+
+    def heard(self) -> float:
+        """Some audio can be heard now; returns the seconds from the start to the first time this was so."""
+        if self._first_audio is None:
+            self._first_audio = time.perf_counter() - self._started
+        return self._first_audio
 
     @contextmanager
     def stage(self, name: str, total: int, unit: str) -> Iterator[None]:

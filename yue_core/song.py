@@ -103,6 +103,7 @@ class Song:
     variation: int
     warnings: tuple[str, ...]
     seconds: dict[str, float]  # time spent per stage
+    first_audio: float  # seconds from the request to the first part that could be heard
 
     @property
     def duration(self) -> float:

@@ -199,11 +199,12 @@ def section_ids(tokens: SongTokens, span: SectionSpan, vocabulary: Vocabulary) -
 
 
 def song_tokens(take: Take, labels: Sequence[str], vocabulary: Vocabulary) -> SongTokens:
-    """The tracks and section spans of a complete take."""
+    """The tracks and section spans of a take, as far as it is written without a gap."""
     vocals, instrumental, spans = [], [], []
     start = 0
     for label, ids, truncated in zip(labels, take.audio, take.truncated, strict=True):
-        assert ids is not None
+        if ids is None:
+            break
         voice, backing = split_tracks(ids, vocabulary)
         vocals.append(voice)
         instrumental.append(backing)

@@ -80,15 +80,19 @@ def refine(
     overlap: bool = True,
     batch: int | None = None,
     drawing: Drawing | None = None,
+    finished: dict[Window, Grid] | None = None,
 ) -> list[Grid]:
     """Codes [K, T] of every track, given its codebook-0 codes [T] with T >= 1.
 
     Code k is drawn greedily among the head's ids of codebook k; `lm.drawable` must be the ids of codebooks 1 to
     K - 1 in order. If it is anything else, each step draws among all of it and codes may fall outside
     0..codebook_size - 1, as upstream's do. `batch` bounds the windows that run at once (None: what memory holds).
+    Windows in `finished` are not run again, and new ones are put there.
     With `drawing` codes are drawn as it says; no window's codes depend on the others.
     """
-    windows = windows_of([len(track) for track in tracks], overlap)
+    every = windows_of([len(track) for track in tracks], overlap)
+    finished = {} if finished is None else finished
+    windows = [window for window in every if window not in finished]
     captured = lm.device.type == "cuda" and lm.config.has_kernels
     choose: Choose | None
     size = batch or windows_that_fit(lm, vocabulary, len(windows))
@@ -102,9 +106,10 @@ def refine(
             else:
                 choose = None if captured else _greedy(lm, vocabulary)
             refined = _run(lm, vocabulary, pieces, choose, progress)
-            for window, result in zip(group, refined, strict=True):
-                end = window.start + window.length
-                codes[window.track][:, end - window.keep : end] = result[:, -window.keep :]
+            finished.update(zip(group, refined, strict=True))
+    for window in every:
+        end = window.start + window.length
+        codes[window.track][:, end - window.keep : end] = finished[window][:, -window.keep :]
     return codes
 
 

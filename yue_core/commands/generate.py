@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from yue_core.errors import RequestError, YuEError
 from yue_core.inputs import DEMO_NOTE, DEMO_PROFILE, resolve_seed
-from yue_core.song import FORMATS, FRAMES_PER_SECOND, LANGUAGES, OUTPUTS, Reference, Sampling, Song, SongRequest
+from yue_core.song import (
+    FORMATS,
+    FRAMES_PER_SECOND,
+    LANGUAGES,
+    OUTPUTS,
+    SAMPLE_RATE,
+    Reference,
+    Sampling,
+    Song,
+    SongRequest,
+    Waveform,
+)
 
 USER_ERROR, OUR_ERROR, INTERRUPTED = 2, 1, 130  # exit codes
 
@@ -48,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
     it.add_argument("--profile", default=DEMO_PROFILE, help="which weights: tiny (demo), en, zh, jp-kr, ...")
     it.add_argument("--device", help="cpu, cuda or mps; default: the best one present")
     it.add_argument("--precision", help="fp32, bf16, fp16 or int8; default: what suits the device")
+    it.add_argument("--parts", action="store_true", help="write finished parts as WAV while later ones are sung")
     it.add_argument("--no-limiter", action="store_true", help="leave peaks above -1 dBTP as they are")
 
     reference = it.add_argument_group("reference clip")
@@ -79,7 +92,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.profile == DEMO_PROFILE:
         print(DEMO_NOTE, file=sys.stderr)
     pipeline = Pipeline.load(arguments.profile, device=arguments.device, precision=arguments.precision)
-    songs = pipeline.generate(request, Progress(sys.stderr))
+    hand_out = part_writer(target, request, arguments.profile) if arguments.parts else None
+    songs = pipeline.generate(request, Progress(sys.stderr), hand_out=hand_out)
     for song in songs:
         files, warnings = delivery.write_files(
             song, request, arguments.profile, target.parent, file_names(target, song, request)
@@ -87,6 +101,21 @@ def run(arguments: argparse.Namespace) -> None:
         for warning in (*song.warnings, *warnings):
             print(f"warning: {warning}", file=sys.stderr)
         print(table(song, files))
+
+
+def part_writer(target: Path, request: SongRequest, profile: str) -> Callable[[float, Waveform], None]:
+    """Writes the parts of a song that is not finished beside `target`: song.part1.wav, song.part2.wav ..."""
+    from yue_core.audio.files import write_audio
+    from yue_core.delivery import tags_of
+
+    numbers = itertools.count(1)
+
+    def write(start: float, part: Waveform) -> None:
+        path = target.with_name(f"{target.stem}.part{next(numbers)}.wav")
+        write_audio(path, part, SAMPLE_RATE, tags_of(request, profile))
+        print(f"part: {path}, from {clock(start)}", file=sys.stderr)
+
+    return write
 
 
 def request_of(arguments: argparse.Namespace) -> SongRequest:
@@ -160,6 +189,7 @@ def table(song: Song, files: Sequence[Path]) -> str:
         cut = "truncated" if span.truncated else ""
         rows.append((span.label, clock(span.start / FRAMES_PER_SECOND), clock(span.end / FRAMES_PER_SECOND), cut))
     rows += [(name, f"{seconds:.1f} s", "", "") for name, seconds in song.seconds.items()]
+    rows.append(("first audio", f"{song.first_audio:.1f} s", "", ""))
     rows.append(("seed", str(song.seed), "", ""))
     rows.append(("real-time factor", f"{total / song.duration:.2f}", f"{total:.1f} s for {song.duration:.1f} s", ""))
     rows += [("file", str(file), "", "") for file in files]

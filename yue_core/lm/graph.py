@@ -30,7 +30,8 @@ class Captured:
             self._graph.replay()
         elif self._warm:
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):  # records, but does not run
+            # Records, but does not run; other threads may use the GPU meanwhile.
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                 self._step()
             self._graph.replay()
         else:
