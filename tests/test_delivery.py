@@ -123,6 +123,7 @@ def test_the_metrics_tell_the_song():
         "token_output_count": 100,
         "sections": [{"label": "verse", "start": 0.0, "end": 1.0, "truncated": False}],
         "timing": {"stage_1": 1.0, "audio": 0.5},
+        "first_audio_seconds": 1.5,
         "real_time_factor": 1.5,
         "output_file": "song-3-abc.wav",
         "warnings": ["careful"],
