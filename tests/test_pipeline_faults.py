@@ -16,6 +16,7 @@ from yue_core import stage2
 from yue_core.audio.mastering import Track, fade_out, limit, master
 from yue_core.delivery import deliver
 from yue_core.errors import ReferenceAudioError, RequestError
+from yue_core.lm.generation import GenerationDefaults
 from yue_core.pipeline import Pipeline
 from yue_core.progress import Progress
 from yue_core.song import SAMPLE_RATE, Reference, Sampling, Song, SongRequest
@@ -272,6 +273,38 @@ def test_the_output_is_the_track_asked_for(song: Song, tmp_path: Path, output: s
     assert rate == SAMPLE_RATE
     np.testing.assert_allclose(audio, song.audio[output], rtol=0, atol=1.1 / 32768)
     assert file.name.startswith(f"{output}-")
+
+
+# A checkpoint's own generation_config.json
+
+
+def test_the_checkpoints_top_k_counts_unless_the_request_names_one(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert pipeline.plan(REQUEST).request.sampling.top_k == 50
+    monkeypatch.setitem(pipeline.drawing, ("en", "cot"), GenerationDefaults(top_k=7))
+    plan = pipeline.plan(REQUEST)
+    assert plan.request.sampling == replace(SHORT, top_k=7)
+    assert any("generation_config.json sets top-k 7" in warning for warning in plan.warnings)
+    named = replace(REQUEST, sampling=replace(SHORT, top_k=20))
+    assert pipeline.plan(named).request.sampling.top_k == 20
+
+
+def test_a_checkpoint_can_make_stage_2_sample(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Repeatably, and every track and take by numbers of its own."""
+    settings = GenerationDefaults(do_sample=True, temperature=0.8)
+    monkeypatch.setattr(pipeline, "stage2_drawing", settings)
+    seen: list[Any] = []
+
+    def spy(lm: Any, vocabulary: Any, tracks: Any, progress: Any, drawing: Any, **_: Any) -> list[Any]:
+        seen.append(drawing)
+        return [np.repeat(track[None].astype(np.int64), vocabulary.num_codebooks, axis=0) for track in tracks]
+
+    monkeypatch.setattr("yue_core.pipeline.refine", spy)
+    (made, _) = pipeline.generate(replace(REQUEST, variations=2, num_segments=1))
+    assert seen[0].settings == settings
+    assert [tuple(key) for key in seen[0].songs] == [(5, 0, 1), (5, 0, 2), (5, 1, 1), (5, 1, 2)]
+    assert any("sampling at temperature 0.8" in warning for warning in made.warnings)
 
 
 # Invariant 1

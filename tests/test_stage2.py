@@ -217,6 +217,14 @@ def test_sampling_of_the_checkpoint_is_repeatable_and_its_own_per_track(lm: LMWe
     assert max(codes.max() for codes in together) <= 15
 
 
+def test_sampling_gives_every_frame_numbers_of_its_own(lm: LMWeights) -> None:
+    twice = np.tile(track(10), 2)  # two windows that read the same
+    drawing = Drawing(GenerationDefaults(do_sample=True, temperature=2.0), [(7, 0, 1)])
+    (codes,) = refine(lm, VOCABULARY, [twice], SILENT, drawing=drawing)
+    assert np.array_equal(codes[0, :10], codes[0, 10:])
+    assert not np.array_equal(codes[:, :10], codes[:, 10:])
+
+
 def test_sampling_with_top_k_of_one_is_greedy(lm: LMWeights) -> None:
     drawing = Drawing(GenerationDefaults(do_sample=True, top_k=1), [(3, 0, 1)])
     (got,) = refine(lm, VOCABULARY, [track(14)], SILENT, drawing=drawing)
