@@ -42,14 +42,15 @@ class Predictor(BasePredictor):  # type: ignore[misc]
     """YuE: lyrics to song."""
 
     def setup(self) -> None:
-        """Load every weight once; YUE_PROFILE names the checkpoints, YUE_FETCH=1 fetches what is missing."""
+        """Load every weight once; YUE_PROFILE names the checkpoints, YUE_PRECISION bf16 or int8, YUE_FETCH=1 fetches."""
         profile = os.environ.get("YUE_PROFILE", DEMO_PROFILE)
         if profile == DEMO_PROFILE:
             print(DEMO_NOTE)
         if os.environ.get("YUE_FETCH") == "1":
             fetch(profile, weights_root())
-        check_ready(profile, None, LONGEST_PLANNED)
-        pipeline = Pipeline.load(profile)
+        precision = os.environ.get("YUE_PRECISION") or None
+        check_ready(profile, None, LONGEST_PLANNED, precision)
+        pipeline = Pipeline.load(profile, precision=precision)
         self.desk, self.guard = Desk(pipeline), Guard(pipeline)
 
     def healthcheck(self) -> bool:

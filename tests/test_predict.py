@@ -175,7 +175,7 @@ def test_missing_weights_are_fetched_where_the_image_says_so(monkeypatch, tmp_pa
     monkeypatch.setattr(predict, "check_ready", lambda *given: None)
     for name in ("Desk", "Guard"):
         monkeypatch.setattr(predict, name, lambda pipeline: pipeline)
-    monkeypatch.setattr(predict.Pipeline, "load", lambda profile: profile)
+    monkeypatch.setattr(predict.Pipeline, "load", lambda profile, precision: profile)
     predict.Predictor().setup()
     assert calls == [], "outside the image nothing is fetched unasked"
     monkeypatch.setenv("YUE_FETCH", "1")

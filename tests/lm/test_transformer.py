@@ -14,7 +14,7 @@ from yue_core.lm import transformer
 from yue_core.lm.kv import KVPool
 from yue_core.lm.layout import LMWeights
 from yue_core.lm.load import load_lm
-from yue_core.lm.transformer import forward, logits, normaliser, prefill
+from yue_core.lm.transformer import attend, attend_long, forward, logits, normaliser, prefill
 
 VOCABULARY = 120
 DRAWABLE = [119, *range(30, 90)]
@@ -180,3 +180,29 @@ def test_thin_products_equal_plain_ones() -> None:
         x = torch.randn(rows, 1, 16, generator=generator)
         assert_close(transformer.dense(x, weight), x @ weight.t(), 1e-5)
     assert_close(transformer.dense(x, weight[:33]), x @ weight[:33].t(), 1e-5)  # an odd count of rows
+
+
+@pytest.mark.parametrize(("new", "total"), [(20, 20), (20, 33), (1, 9)])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_the_prefill_of_cuda_masks_as_the_plain_one(new: int, total: int, kv_heads: int) -> None:
+    generator = torch.Generator().manual_seed(new + total)
+    query = torch.randn(2, new, 4, 16, generator=generator)
+    keys, values = (torch.randn(2, total, kv_heads, 16, generator=generator) for _ in range(2))
+    torch.testing.assert_close(attend_long(query, keys, values), attend(query, keys, values))
+
+
+def test_flash_attn_is_used_for_half_precision_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Package:
+        @staticmethod
+        def flash_attn_func(query: Tensor, keys: Tensor, values: Tensor, causal: bool) -> Tensor:
+            assert causal
+            assert query.shape[2] == 4 * keys.shape[2] == 4 * values.shape[2], "heads are not laid out anew"
+            return attend(query.float(), keys.float(), values.float()).view(query.shape).to(query.dtype)
+
+    query, keys, values = torch.randn(2, 5, 4, 16), torch.randn(2, 8, 1, 16), torch.randn(2, 8, 1, 16)
+    plain = attend(query, keys, values)
+    monkeypatch.setattr(transformer, "flash_attn", Package)
+    half = [tensor.bfloat16() for tensor in (query, keys, values)]
+    torch.testing.assert_close(attend_long(*half).float(), plain, atol=0.05, rtol=0.05)
+    monkeypatch.setattr(Package, "flash_attn_func", None)
+    torch.testing.assert_close(attend_long(query, keys, values), plain)

@@ -8,12 +8,19 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
 
 from yue_core.lm.config import LMConfig
 from yue_core.lm.kv import KVPool
 from yue_core.lm.layout import LMWeights, Matrix
 
+try:
+    import flash_attn
+except ImportError:  # optional
+    flash_attn = None
+
 PREFILL_CHUNK = 1024  # tokens per forward pass; bounds the attention mask and the activations
+LONG = 16  # new tokens from which a mask costs more than laying keys out anew
 THIN = 8  # rows up to which a product is bound by reading the matrix
 
 
@@ -69,6 +76,24 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (x.float() * cos + torch.cat([-right, left], dim=-1) * sin).to(x.dtype)
 
 
+def attend_long(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """As `attend`, for a prefill on CUDA: flash attention, from the flash-attn package or from PyTorch.
+
+    The mask is causal from the lower right corner, as the Q queries are the last of the T tokens.
+    """
+    if flash_attn is not None and query.dtype in (torch.float16, torch.bfloat16):
+        mixed: Tensor = flash_attn.flash_attn_func(query, keys, values, causal=True)
+    else:
+        group = query.shape[2] // keys.shape[2]
+        mixed = F.scaled_dot_product_attention(
+            query.transpose(1, 2),
+            keys.transpose(1, 2).repeat_interleave(group, dim=1),
+            values.transpose(1, 2).repeat_interleave(group, dim=1),
+            attn_mask=causal_lower_right(query.shape[1], keys.shape[1]),
+        ).transpose(1, 2)
+    return mixed.reshape(*query.shape[:2], -1)
+
+
 def attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Causal attention of the last Q of T tokens: query [R, Q, heads, D], keys and values [R, T, kv, D].
 
@@ -76,6 +101,8 @@ def attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     Returns [R, Q, heads * D].
     """
     count, new, heads, width = query.shape
+    if query.is_cuda and new > LONG:
+        return attend_long(query, keys, values)
     total, kv = keys.shape[1], keys.shape[2]
     group = heads // kv
     folded = query.view(count, new, kv, group, width).permute(0, 2, 3, 1, 4)  # [R, kv, group, Q, D]
