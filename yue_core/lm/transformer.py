@@ -70,10 +70,17 @@ def rotary_table(config: LMConfig, device: torch.device) -> tuple[Tensor, Tensor
     return angle.cos(), angle.sin()
 
 
+def rotations(table: tuple[Tensor, Tensor], positions: Tensor) -> tuple[Tensor, Tensor]:
+    """What `rotate` needs for positions [R, Q]: cosines, and sines negated in the first half, [R, Q, 1, D] each."""
+    cos, sin = (each[positions].unsqueeze(2) for each in table)
+    half = sin.shape[-1] // 2
+    return cos, torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn `x` [R, Q, heads, D] by its positions' angles [R, Q, 1, D]; element i pairs with i + D/2."""
-    left, right = x.float().chunk(2, dim=-1)
-    return (x.float() * cos + torch.cat([-right, left], dim=-1) * sin).to(x.dtype)
+    """Turn `x` [R, Q, heads, D] by its positions' `rotations`; element i pairs with i + D/2."""
+    wide = x.float()
+    return torch.addcmul(wide * cos, wide.roll(wide.shape[-1] // 2, -1), sin).to(x.dtype)
 
 
 def attend_long(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -130,7 +137,7 @@ def forward(weights: LMWeights, pool: KVPool, tokens: Tensor, rows: Sequence[int
     runs = list(pool.runs(rows))
     lengths = torch.tensor([pool.length[row] for row in rows], device=tokens.device)  # [R]
     positions = lengths[:, None] + torch.arange(new, device=tokens.device)  # [R, Q]
-    cos, sin = (table[positions].unsqueeze(2) for table in rotary_table(config, tokens.device))
+    cos, sin = rotations(rotary_table(config, tokens.device), positions)
     heads, kv, width = config.num_heads, config.num_kv_heads, config.head_dim
     x = weights.embedding[tokens].float()  # [R, Q, H]
     for index, layer in enumerate(weights.layers):
@@ -146,7 +153,7 @@ def forward(weights: LMWeights, pool: KVPool, tokens: Tensor, rows: Sequence[int
             keys[:, run.length :] = turned[part, :, heads:]
             values[:, run.length :] = qkv[part, :, heads + kv :]
             mixed.append(attend(turned[part, :, :heads], keys, values))
-        x = x + linear(torch.cat(mixed), layer.out).float()
+        x = x + linear(torch.cat(mixed) if len(mixed) > 1 else mixed[0], layer.out).float()
         normed = rms_norm(x, layer.post_norm, config.rms_norm_eps)
         gate, up = linear(normed, layer.gate_up).chunk(2, dim=-1)
         x = x + linear(F.silu(gate) * up, layer.down).float()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from yue_core.lm.kernels.product import SQUARE_TILE, Tile
 from yue_core.lm.layout import Matrix
-from yue_core.lm.transformer import attend, rotate
+from yue_core.lm.transformer import attend, rotate, rotations
 
 
 def full(matrix: Matrix) -> Tensor:
@@ -63,7 +63,7 @@ def qkv(
     kv, count = keys.shape[1], base.shape[0]
     position = length.long()[:, None] + torch.arange(rows // count, device=x.device)  # [R, Q]
     slot = (base.long()[:, None] + position).flatten()
-    cos, sin = (table[position].unsqueeze(2) for table in rotary)
+    cos, sin = rotations(rotary, position)
     mixed = (_normed(x, square, eps) @ full(matrix).T).view(count, -1, heads + 2 * kv, width)
     turned = rotate(mixed[:, :, : heads + kv], cos, sin).flatten(0, 1)  # [M, heads + kv, D]
     query.copy_(turned[:, :heads])
