@@ -37,6 +37,12 @@ def faulty(start_server: Callable[..., Server]) -> Server:
     return start_server(predictor="tests/server/faulty.py:Faulty", LOG_FORMAT="json")
 
 
+@pytest.fixture(scope="session")
+def quick(start_server: Callable[..., Server]) -> Server:
+    """A server whose songs are a second of noise per section: all but the language models is exercised; shared."""
+    return start_server(predictor="tests/server/faulty.py:Faulty", FAULTS="no-stage1 no-stage2 brief")
+
+
 @pytest.fixture
 def webhooks() -> Iterator[Webhooks]:
     """A receiver for the server's webhooks."""

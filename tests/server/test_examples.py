@@ -17,11 +17,6 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 NEEDS_JQ = pytest.mark.skipif(not (shutil.which("jq") and shutil.which("curl")), reason="curl or jq is not installed")
 
 
-@pytest.fixture(scope="module")
-def quick(start_server):
-    return start_server(predictor="tests/server/faulty.py:Faulty", FAULTS="no-stage1 no-stage2 brief")
-
-
 def run(quick, *command: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "YUE_SERVER": str(quick.http.base_url)}
     return subprocess.run(command, env=environment, text=True, capture_output=True)

@@ -68,12 +68,6 @@ requests = st.tuples(lyrics, st.lists(st.sampled_from(sorted(INPUTS)), max_size=
 )
 
 
-@pytest.fixture(scope="module")
-def quick(start_server):
-    """A server whose songs are one second of noise, so that everything but the language models is exercised."""
-    return start_server(predictor="tests/server/faulty.py:Faulty", FAULTS="no-stage1 no-stage2 brief")
-
-
 @pytest.fixture
 def run(request: pytest.FixtureRequest) -> Callable[[Any, Callable[..., None]], None]:
     """Run a check for many cases; the same ones each time in the short form."""
