@@ -40,7 +40,7 @@ class Faulty(predict.Predictor):
         Ensemble.write, pipeline.refine, delivery.write_audio = write, refine, write_audio
 
 
-def write(self: Ensemble, takes: Sequence[Take], progress: Progress) -> None:
+def write(self: Ensemble, takes: Sequence[Take], progress: Progress, *rest: Any) -> None:
     """Stage 1 with faults."""
     assert torch.is_inference_mode_enabled(), "a switch thrown in setup is lost: predict runs in other threads"
     if "bug" in order:
@@ -53,7 +53,7 @@ def write(self: Ensemble, takes: Sequence[Take], progress: Progress) -> None:
     if "death" in order:
         os._exit(1)
     if "no-stage1" not in order:
-        return real_write(self, takes, progress)
+        return real_write(self, takes, progress, *rest)
     book = self.vocabulary.codebook(0)
     for take in takes:
         noise = np.random.default_rng([take.seed, take.variation])
