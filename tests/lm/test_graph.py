@@ -34,7 +34,7 @@ def test_on_cuda_every_call_is_one_step(monkeypatch: pytest.MonkeyPatch) -> None
         def wait_stream(self, other: object) -> None: ...
 
     @contextmanager
-    def graph(_: Graph) -> Iterator[None]:
+    def graph(_: Graph, capture_error_mode: str) -> Iterator[None]:
         recording.append(True)
         yield
         recording.append(False)

@@ -116,8 +116,12 @@ def fetched(
     shutil.rmtree(tmp_path / "weights")
 
 
-def test_from_the_server_to_a_song(fetched: tuple[Widths, Path], server: Server) -> None:
+def test_from_the_server_to_a_song(
+    fetched: tuple[Widths, Path], server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     widths, root = fetched
+    monkeypatch.setattr("yue_core.pipeline.STAGE1", widths.stage1)
+    monkeypatch.setattr("yue_core.pipeline.STAGE2", widths.stage2)
     paths = profile_files("en-cot", root)
     assert {file.name for file in paths.stage1["en", "cot"].glob("*.safetensors")} == {
         f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)
