@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import ctypes
 import io
 import json
 import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,6 +30,12 @@ SHORT = {"lyrics": LYRICS, "genre_tags": "pop", "max_new_tokens": 100, "seed": 1
 NO_MODELS = "no-stage1 no-stage2"  # tags that the faulty predictor understands
 QUICK = SHORT | {"genre_tags": NO_MODELS}
 START_SECONDS, ANSWER_SECONDS, STOP_SECONDS = 120, 300, 60
+
+
+def end_with_parent() -> None:
+    """Let the kernel end this process when the one that started it is killed; Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 class Server:
@@ -57,6 +65,7 @@ class Server:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                preexec_fn=end_with_parent,
             )
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=ANSWER_SECONDS)
 
