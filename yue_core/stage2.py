@@ -93,7 +93,6 @@ def refine(
     every = windows_of([len(track) for track in tracks], overlap)
     finished = {} if finished is None else finished
     windows = [window for window in every if window not in finished]
-    captured = lm.device.type == "cuda" and lm.config.has_kernels
     choose: Choose | None
     size = batch or windows_that_fit(lm, vocabulary, len(windows))
     codes: list[Grid] = [np.zeros((vocabulary.num_codebooks, len(track)), dtype=np.int64) for track in tracks]
@@ -104,7 +103,7 @@ def refine(
             if drawing:
                 choose = _chooser(lm, vocabulary, group, drawing)
             else:
-                choose = None if captured else _greedy(lm, vocabulary)
+                choose = None if lm.kernels else _greedy(lm, vocabulary)
             refined = _run(lm, vocabulary, pieces, choose, progress)
             finished.update(zip(group, refined, strict=True))
     for window in every:

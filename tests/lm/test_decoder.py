@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from yue_core import stage1, stage2
+from yue_core.lm import trust
 from yue_core.lm.config import LMConfig
 from yue_core.lm.decoder import FastDecoder, PlainDecoder
 from yue_core.lm.graph import CHUNK_STEPS
@@ -121,6 +122,33 @@ def test_stage_2_captured_equals_the_plain_frames(
     progress.cancel()
     with pytest.raises(Cancelled):
         stage2.refine(lm, VOCABULARY, tracks, progress)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_kernels_are_trusted_only_while_they_agree(
+    make_lm: Callable[..., LMWeights], monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    lm = make_lm(CONFIG, [2, *range(20, 36)], dtype)
+    assert trust.agree(lm)
+    assert not lm.kernels, "there is no CUDA here"
+    run = FastStep.run
+    for fault in (0.5, torch.nan):
+        monkeypatch.setattr(FastStep, "run", lambda step, tokens, fault=fault: run(step, tokens) * fault)
+        assert not trust.agree(lm)
+
+
+def test_a_kernel_that_breaks_is_told_and_not_used(
+    lm: LMWeights, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(LMWeights, "device", torch.device("cuda"))
+    for agree, words in ((lambda _: 1 / 0, "division by zero"), (lambda _: False, "do not agree")):
+        monkeypatch.setattr(trust, "agree", agree)
+        trust.trust_kernels(lm)
+        assert not lm.kernels
+        assert words in capsys.readouterr().err
+    monkeypatch.setattr(trust, "agree", lambda _: True)
+    trust.trust_kernels(lm)
+    assert lm.kernels
 
 
 def test_without_cuda_the_plain_path_runs(lm: LMWeights) -> None:

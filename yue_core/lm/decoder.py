@@ -31,7 +31,7 @@ class Decoder(Protocol):
 
 def make_decoder(lm: LMWeights, pool: KVPool, end: int, songs: int, capacity: int, choose: Draw = draw) -> Decoder:
     """The fast decoder where it can run and nobody asks for another way to choose."""
-    if lm.device.type == "cuda" and lm.config.has_kernels and choose is draw:
+    if lm.kernels and choose is draw:
         return FastDecoder(lm, pool, end, songs, capacity)
     return PlainDecoder(lm, pool, end, songs, capacity, choose)
 

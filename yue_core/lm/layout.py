@@ -43,6 +43,7 @@ class LMWeights:
     head: Tensor  # [N, H]: the rows of `drawable`, in that order; never quantised
     drawable: Tensor  # [N] int64: the ids that a step may draw from
     rest: Tensor | None  # [V - N, H]: all other head rows, only for the full-vocabulary normaliser
+    kernels: bool = False  # whether the CUDA kernels may run it, see lm.trust
 
     @property
     def device(self) -> torch.device:

@@ -17,6 +17,7 @@ from yue_core.errors import WeightsError
 from yue_core.lm.checkpoint import FETCH_AGAIN, Stored, check_identity, check_tensors, stored_tensors
 from yue_core.lm.config import LMConfig
 from yue_core.lm.layout import Layer, LMWeights, Matrix, quantise_int8
+from yue_core.lm.trust import trust_kernels
 
 CHUNK_BYTES = 32 << 20  # per read, and per pinned buffer
 MAX_THREADS = 8
@@ -58,6 +59,7 @@ def load_lm(
     check_tensors(config, stored, folder)
     weights = allocate(config, drawable, normaliser=normaliser, device=device, dtype=dtype, int8=int8)
     _run(plan(weights, drawable, stored), device)
+    trust_kernels(weights)
     return weights
 
 
