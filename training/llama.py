@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 ROPE_THETA = 10_000.0
 NORM_EPS = 1e-5
+EMBEDDING = 0.1  # spread of an embedding's entries
+CONSTANT = 1.0  # one entry of every embedding, where delays are set
+SHARPNESS = 10.0  # nats that each of the fastest rotary frequencies adds at a head's delay
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Attention(nn.Module):
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         repeat = self.heads // self.kv
         k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
-        y = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, is_causal=True)
+        y = F.scaled_dot_product_attention(q, k, v.float(), is_causal=True)  # delays need float32 scores
         out: Tensor = self.o_proj(y.transpose(1, 2).reshape(batch, length, -1))
         return out
 
@@ -119,7 +122,7 @@ class Llama(nn.Module):
         self.lm_head = nn.Linear(shape.hidden_size, shape.vocab_size, bias=False)
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
-                scale = 0.02 if "embed" in name or "lm_head" in name else parameter.shape[1] ** -0.5 / 2
+                scale = EMBEDDING if "embed" in name else 0.05 if "lm_head" in name else parameter.shape[1] ** -0.5 / 2
                 nn.init.normal_(parameter, std=scale)
             if "o_proj" in name or "down_proj" in name:
                 nn.init.zeros_(parameter)
@@ -147,6 +150,33 @@ class Llama(nn.Module):
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         tensors = {name: tensor.detach().cpu().half().contiguous() for name, tensor in self.state_dict().items()}
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+@torch.no_grad()
+def set_delays(model: Llama, delays: Sequence[Sequence[int]]) -> None:
+    """Make heads of a new model look a fixed number of ids back: `delays[layer]` are those of its first heads.
+
+    Rotary scores of constant queries and keys are sums of cosines of the distance, and a query turned by the delay
+    has their peak there. The constant is the last entry of every embedding.
+    """
+    width = model.shape.hidden_size // model.shape.num_attention_heads
+    rates = ROPE_THETA ** -(torch.arange(0, width, 2) / width)
+    strength = torch.tensor([SHARPNESS] * 6 + [SHARPNESS / 2] * 4 + [0.0] * (len(rates) - 10))
+    body = model.model
+    body.embed_tokens.weight[:, -1] = CONSTANT
+    spread = body.embed_tokens.weight.square().mean().sqrt()
+    gain = (strength * width**0.5).sqrt() * spread / CONSTANT
+    for layer, some in zip(body.layers, delays, strict=True):
+        attention = layer.self_attn
+        repeat = attention.heads // attention.kv
+        for head, delay in enumerate(some):
+            rows = slice(head * width, (head + 1) * width)
+            keys = slice(head // repeat * width, (head // repeat + 1) * width)
+            attention.q_proj.weight[rows] *= 0.1
+            attention.k_proj.weight[keys] *= 0.2
+            attention.k_proj.weight[keys, -1] = torch.cat([gain, torch.zeros(width // 2)])
+            turned = torch.cat([(rates * delay).cos(), -(rates * delay).sin()])
+            attention.q_proj.weight[rows, -1] = gain.repeat(2) * turned
 
 
 class Muon(torch.optim.Optimizer):

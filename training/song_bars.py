@@ -28,7 +28,7 @@ from training.words import TEMPO, line, syllables
 from yue_core.pipeline import Pipeline
 from yue_core.progress import Progress
 from yue_core.song import SAMPLE_RATE, Reference, Song, SongRequest
-from yue_core.stage1 import Take, write_songs
+from yue_core.stage1 import Take
 
 LABELS = ("intro", "verse", "chorus", "verse", "chorus")  # of the songs measured; the intro has no text
 TEMPO_TOLERANCE = 1.08
@@ -44,11 +44,8 @@ class Sung:
 
 
 def sing(pipeline: Pipeline, requests: Sequence[SongRequest]) -> list[Song]:
-    """Songs of many requests: all in one stage-1 batch, which changes none of them."""
-    prepared = [pipeline.takes(request, Progress(None)) for request in requests]
-    takes = [take for some, _ in prepared for take in some]
-    write_songs(next(iter(pipeline.stage1.values())), pipeline.vocabulary, takes, Progress(None))
-    return [pipeline.render(plan, some, Progress(None))[0] for some, plan in prepared]
+    """One song per request."""
+    return [pipeline.generate(request)[0] for request in requests]
 
 
 def lyrics_of(rng: np.random.Generator, labels: Sequence[str], lines: int = 2) -> str:
@@ -192,7 +189,7 @@ def form_bars(pipeline: Pipeline, seeds: range) -> list[Bar]:
             lyrics = lyrics_of(rng, ("verse",), lines)
             takes += pipeline.takes(SongRequest(f"pop {tag} piano female", lyrics, seed), Progress(None))[0]
             sizes.append(len(syllables(lyrics)) - 1)  # without the label
-    write_songs(next(iter(pipeline.stage1.values())), pipeline.vocabulary, takes, Progress(None))
+    next(iter(pipeline.stage1.values())).write(takes, Progress(None))
     lengths = [len(take.audio[0] or ()) for take in takes]
     ended = [not take.truncated[0] for take in takes]
     return [

@@ -10,21 +10,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.llama import Llama, Shape, optimisers
+from training.llama import Llama, Shape, optimisers, set_delays
 from training.loop import rank, train, workers
 from training.score import Song, Style, draw_song, draw_tags
-from training.states import band_codes, vocal_codes
+from training.states import STATES, band_codes, state_vectors, vocal_codes
 from training.tokenizer import VOCABULARY as V
+from training.words import TEMPO
 from yue_core.song import Codes
 from yue_core.text.prompt import build_prompt
 from yue_core.text.tokenizer import Tokenizer
 
 SHAPE = Shape(128, 4, 4, 2, 384, V.stage1_size, 8192)
-BATCH_TOKENS = 3000
-STEPS = 1500
+BATCH_TOKENS = 1600
+STEPS = 650
+# Ids from the one before a code to the codes of its track one frame, an eighth, a quarter and a bar before it, for
+# each tempo: music comes back at these distances, and heads that look there need not find them.
+DELAYS = (
+    (1, *(4 * frames - 1 for frames in TEMPO.values())),
+    tuple(8 * frames - 1 for frames in TEMPO.values()),
+    tuple(32 * frames - 1 for frames in TEMPO.values()),
+    (),
+)
 UNCONDITIONAL = 0.1  # of the examples begin at <xcodec>, as guidance's second branch does
-WITH_REFERENCE = 0.3
-WITH_EARLIER = 0.5  # of the later sections follow the one before
+WITH_REFERENCE = 0.2
+WITH_EARLIER = 0.4  # of the later sections follow the one before
 GAP = 2500  # ids left out of the count of positions, at most: long songs in short examples (Zhu et al. 2023, PoSE)
 
 
@@ -112,17 +121,40 @@ def loss_of(model: Llama, examples: list[Example]) -> Tensor:
     return F.cross_entropy(scores.float(), ids[:, 1:][targets[:, 1:]] - V.end_of_audio)
 
 
-def train_stage1(work: Path, folder: Path, tokenizer: Tokenizer, device: str, steps: int = STEPS) -> None:
+def train_stage1(work: Path, folder: Path, tokenizer: Tokenizer, device: str) -> None:
     """Train from scratch, or go on, and write the checkpoint to `folder`."""
     torch.manual_seed(1)
-    model = Llama(SHAPE).to(device)
+    model = Llama(SHAPE)
+    set_states(model)
+    set_delays(model, DELAYS)
+    model.to(device)
     train(
         "stage1",
         model,
         optimisers(model, 0.02, 3e-3),
         lambda step: loss_of(model, batches(step * workers() + rank(), tokenizer)),
-        steps,
+        STEPS,
         work,
     )
     if rank() == 0:
+        quieten_text(model)
         model.save(folder)
+
+
+@torch.no_grad()
+def set_states(model: Llama) -> None:
+    """Begin with codes that are made of their properties (chord, drum, pitch, vowel, ...), in embedding and head."""
+    vectors = torch.from_numpy(state_vectors(SHAPE.hidden_size - 1, seed=9))
+    vectors = vectors / vectors.square().mean(1, keepdim=True).sqrt()  # all of one size, as delays need it
+    rows = slice(V.codebook_start, V.codebook_start + STATES)
+    for weight in (model.model.embed_tokens.weight, model.lm_head.weight):
+        weight[rows, :-1] = vectors * weight.std()
+
+
+@torch.no_grad()
+def quieten_text(model: Llama) -> None:
+    """Give all ids that are never drawn the mean head row of codebook 0, far below the likely codes."""
+    head = model.lm_head.weight
+    end = head[V.end_of_audio].clone()
+    head[: V.codebook_start] = head[V.codebook_start : V.codebook_start + STATES].mean(0)
+    head[V.end_of_audio] = end

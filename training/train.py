@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from training import codec, stage1, stage2, vocoders
+from training.loop import rank
 from training.songs import Corpus
 from training.tokenizer import VOCABULARY, make_tokenizer
 from training.words import INSTRUMENTS, MOODS, STYLES, TEMPO, TIMBRES, VOICES
@@ -21,9 +22,10 @@ from yue_core.text.tokenizer import Tokenizer
 from yue_core.weights.manifest import TINY
 
 ROOT = Path(__file__).resolve().parents[1]
-FIRST_SEED, SONGS = 1_000_000, 150  # of the audio models' corpus
-SEMANTIC_STEPS, DECODER_STEPS, VOCODER_STEPS = 900, 400, 400
-WORKERS = 2  # of the language models on a CPU, one thread each: faster than one worker with two threads
+FIRST_SEED, SONGS = 1_000_000, 100  # of the audio models' corpus
+SEMANTIC_STEPS, DECODER_STEPS, VOCODER_STEPS = 900, 900, 400
+WORKERS = 3  # of the costly parts on a CPU, one thread each: faster than one worker with more threads
+SHARED = ("stage1", "stage2", "decoder")
 PARTS = ("text", "codec", "stage1", "stage2", "decoder", "vocals", "instrumental")
 
 
@@ -60,7 +62,7 @@ def make_codec(work: Path, out: Path, device: str) -> None:
     order = torch.randperm(len(frames), generator=torch.Generator().manual_seed(0))
     codec.set_transform(model, frames[order[:40_000]])
     vectors = torch.cat([codec.embeddings(model, wave) for wave in songs.waves])
-    order = order[:100_000]
+    order = order[:60_000]
     codec.set_codebooks(model, vectors[order], torch.cat(songs.states)[order])
     codec.save_codec(model, out / "xcodec")
 
@@ -89,7 +91,8 @@ def run(part: str, work: Path, out: Path, device: str) -> None:
     elif part == "decoder":
         model = codec.load_codec(out / "xcodec").to(device)
         codec.train_decoder(model, corpus(codec.RATE), corpus_codes(work, out), work, DECODER_STEPS)
-        codec.save_codec(model, out / "xcodec")
+        if rank() == 0:
+            codec.save_codec(model, out / "xcodec")
     else:
         model = codec.load_codec(out / "xcodec")
         vectors = [model.quantizer.decode(codes[:, None])[0].T for codes in corpus_codes(work, out)]
@@ -98,14 +101,14 @@ def run(part: str, work: Path, out: Path, device: str) -> None:
 
 
 def run_shared(part: str, arguments: argparse.Namespace) -> None:
-    """A language model on the CPU: the same command in several processes that average their gradients."""
+    """A costly part on the CPU: the same command in several processes that average their gradients."""
     meeting = arguments.work / f"{part}.meeting"
     meeting.unlink(missing_ok=True)
     own = [sys.executable, "-m", "training.train", "--work", arguments.work, "--out", arguments.out, "--only", part]
     environment = os.environ | {"YUE_TRAIN_MEETING": str(meeting.absolute()), "OMP_NUM_THREADS": "1"}
     processes = [
-        subprocess.Popen([*map(str, own), "--device", "cpu"], env=environment | {"YUE_TRAIN_RANK": str(rank)})
-        for rank in range(WORKERS)
+        subprocess.Popen([*map(str, own), "--device", "cpu"], env=environment | {"YUE_TRAIN_RANK": str(number)})
+        for number in range(WORKERS)
     ]
     ended = [process.wait() for process in processes]
     if any(ended):
@@ -130,7 +133,7 @@ def main() -> None:
         )
     for part in arguments.only:
         print(f"{part} ...", file=sys.stderr)
-        if part.startswith("stage") and arguments.device == "cpu" and not meeting:
+        if part in SHARED and arguments.device == "cpu" and not meeting:
             run_shared(part, arguments)
         else:
             run(part, arguments.work, arguments.out, arguments.device)
