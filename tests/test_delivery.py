@@ -107,11 +107,11 @@ def test_what_dead_processes_left_is_removed_and_the_living_keep_theirs(tmp_path
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    names = [f"yue-{dead.pid}-abc", f"yue-{os.getpid()}-abc", "yue-mine", "other"]
+    names = [f"yue-{dead.pid}-abc", f"yue-{os.getpid()}-abc", f"yue-{os.getppid()}-abc", "yue-mine", "other"]
     for name in names:
         (tmp_path / name).mkdir()
     delivery.remove_orphans()
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[1:])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[2:])
 
 
 def test_the_metrics_tell_the_song():

@@ -91,10 +91,10 @@ class Desk:
 
 
 def remove_orphans() -> None:
-    """Remove what processes that are gone have left behind."""
+    """Remove what processes that are gone have left behind; a folder with this process's id is an older one's."""
     for folder in Path(tempfile.gettempdir()).glob(FOLDER.format("*") + "*"):
         match = re.fullmatch(FOLDER.format(r"(\d+)") + r"\w+", folder.name)
-        if match and not _alive(int(match[1])):
+        if match and (int(match[1]) == os.getpid() or not _alive(int(match[1]))):
             shutil.rmtree(folder, ignore_errors=True)
 
 

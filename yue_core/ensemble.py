@@ -67,9 +67,10 @@ class Ensemble:
             progress.skip_to_end()
 
     def release(self) -> None:
-        """Give the pool back; the next song makes a new one."""
+        """Give the pool back, unless songs are being written in it; the next song makes a new one."""
         with self._driving:
-            self._batch = None
+            if self._batch is not None and all(take is None for take in self._batch.takes):
+                self._batch = None
 
     def _drive(self) -> None:
         """Let waiting takes join, then one step for all; a failure ends every take in the batch."""

@@ -27,12 +27,12 @@ class Guard:
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
         self._lost = False
-        self._running = 0
+        self._running: list[object] = []  # one entry per prediction; appending is atomic, counting is not
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
         """Let user errors and cancellations through, turn all others into one sentence; free memory after any."""
-        self._running += 1
+        self._running.append(None)
         try:
             yield
         except YuEError:
@@ -55,7 +55,7 @@ class Guard:
             self._lost = self._lost or isinstance(error, torch.AcceleratorError)
             raise RuntimeError(OUR_FAULT) from None
         finally:
-            self._running -= 1
+            self._running.pop()
 
     def healthy(self) -> bool:
         """False once the device no longer answers; asked in between only, as a running song is an answer."""
