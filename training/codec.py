@@ -246,7 +246,8 @@ def train_decoder(model: XcodecModel, corpus: Corpus, written: list[Tensor], wor
     def loss_of(step: int) -> Tensor:
         step = step * workers() + rank()
         waves, pieces = corpus.codes_batch(step, 6, 50, written)
-        waves, pieces = waves.to(device), pieces.to(device)
+        waves = torch.cat([waves, torch.zeros_like(waves[:2])]).to(device)  # silence has to stay silent
+        pieces = torch.cat([pieces, torch.zeros_like(pieces[:2])]).to(device)
         generator = np.random.default_rng([step, 5])
         used = 8 if generator.random() < 0.75 else int(generator.integers(2, 8))
         quantised = model.quantizer.decode(pieces.transpose(0, 1)[:used])

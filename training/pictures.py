@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import matplotlib as mpl
@@ -11,7 +12,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from training.measure import frame_levels
-from yue_core.song import FRAMES_PER_SECOND, SAMPLE_RATE, Song
+from yue_core.pipeline import Pipeline
+from yue_core.song import FRAMES_PER_SECOND, SAMPLE_RATE, Song, SongRequest
+
+ROOT = Path(__file__).resolve().parents[1]
+TAGS = "inspiring female uplifting pop airy vocal electronic bright"
 
 PARTS = {
     "semantic": "codec: states (nats)",
@@ -62,3 +67,20 @@ def draw_song(song: Song, target: Path) -> None:
         bottom.axvline(end, color="0.5", linewidth=1)
         top.text((start + end) / 2, 7300, f"[{span.label}]", color="white", ha="center")
     figure.savefig(target, dpi=80)
+
+
+def main() -> None:
+    """Draw both pictures into docs/; the song is sung for it."""
+    it = argparse.ArgumentParser(prog="scripts/draw_tiny", description=__doc__)
+    it.add_argument("--work", type=Path, default=ROOT / "build" / "train_tiny", help="where the training logs are")
+    it.add_argument("--seed", type=int, default=1)
+    arguments = it.parse_args()
+    if arguments.work.is_dir():
+        draw_losses(arguments.work, ROOT / "docs" / "tiny-training.png")
+    lyrics = (ROOT / "examples" / "harbour_lights.txt").read_text()
+    song = Pipeline.load("tiny", device="cpu").generate(SongRequest(TAGS, lyrics, arguments.seed))[0]
+    draw_song(song, ROOT / "docs" / "tiny-song.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -23,7 +23,7 @@ from yue_core.weights.manifest import TINY
 
 ROOT = Path(__file__).resolve().parents[1]
 FIRST_SEED, SONGS = 1_000_000, 100  # of the audio models' corpus
-SEMANTIC_STEPS, DECODER_STEPS, VOCODER_STEPS = 900, 900, 400
+SEMANTIC_STEPS, DECODER_STEPS, VOCODER_STEPS = 900, 700, 640
 WORKERS = 3  # of the costly parts on a CPU, one thread each: faster than one worker with more threads
 SHARED = ("stage1", "stage2", "decoder")
 PARTS = ("text", "codec", "stage1", "stage2", "decoder", "vocals", "instrumental")
@@ -97,7 +97,8 @@ def run(part: str, work: Path, out: Path, device: str) -> None:
         model = codec.load_codec(out / "xcodec")
         vectors = [model.quantizer.decode(codes[:, None])[0].T for codes in corpus_codes(work, out)]
         folder = out / f"vocoder-{part}"
-        vocoders.train_vocoder(part, corpus(vocoders.RATE), vectors, work, folder, VOCODER_STEPS, device)
+        silence = model.quantizer.decode(torch.zeros(8, 1, 1, dtype=torch.long))[0, :, 0]
+        vocoders.train_vocoder(part, corpus(vocoders.RATE), vectors, silence, work, folder, VOCODER_STEPS, device)
 
 
 def run_shared(part: str, arguments: argparse.Namespace) -> None:

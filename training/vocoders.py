@@ -91,9 +91,12 @@ def _linear(inner: Tensor, outer: Tensor) -> Vocoder:
 
 
 def train_vocoder(
-    name: str, corpus: Corpus, vectors: list[Tensor], work: Path, folder: Path, steps: int, device: str
+    name: str, corpus: Corpus, vectors: list[Tensor], silence: Tensor, work: Path, folder: Path, steps: int, device: str
 ) -> None:
-    """Fit and train the vocoder `name` on the vocals (even tracks) or the bands (odd ones); write it to `folder`."""
+    """Fit and train the vocoder `name` on the vocals (even tracks) or the bands (odd ones); write it to `folder`.
+
+    `silence` is the vector of a silent frame [D].
+    """
     tracks = list(range(int(name != "vocals"), len(corpus.waves), 2))
     vocoder = fitted(corpus, vectors, tracks[:80]).to(device)
     optimiser = torch.optim.AdamW(vocoder.parameters(), 2e-4, betas=(0.8, 0.99), weight_decay=0.0)
@@ -102,6 +105,8 @@ def train_vocoder(
         cuts = [(track, start) for track, start in corpus.cuts(step, 16, 60) if track in tracks]
         waves = torch.stack([corpus.piece(track, start, 60) for track, start in cuts]).to(device)
         inputs = torch.stack([vectors[track][start : start + 60].T for track, start in cuts]).to(device)
+        waves = torch.cat([waves, torch.zeros_like(waves[:2])])  # silence has to stay silent
+        inputs = torch.cat([inputs, silence.to(device)[None, :, None].expand(2, -1, 60)])
         made = vocoder.head(vocoder.backbone(inputs))
         cut = slice(4 * HOP, -4 * HOP)
         return audio_loss(made[:, cut], waves[:, cut], RATE)
