@@ -33,6 +33,7 @@ def song(variation: int = 0, frames: int = 50) -> Song:
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, concurrency: str = "1") -> delivery.Desk:
     monkeypatch.setenv("COG_MAX_CONCURRENCY", concurrency)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(delivery, "COG_FOLDERS", tmp_path / "cog")
     files = SimpleNamespace(name="tiny")
     return delivery.Desk(SimpleNamespace(files=files, generate=lambda *_: [song()]))
 
@@ -112,6 +113,21 @@ def test_what_dead_processes_left_is_removed_and_the_living_keep_theirs(tmp_path
         (tmp_path / name).mkdir()
     delivery.remove_orphans()
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[2:])
+
+
+def test_cogs_empty_folders_go_and_files_stay(tmp_path, monkeypatch):
+    base = tmp_path / "predictions"
+    monkeypatch.setattr(delivery, "COG_FOLDERS", base)
+    delivery.remove_cogs_folders()  # nothing there yet
+    for name in ("old/inputs", "old/outputs", "a/b/inputs", "young/inputs", "kept/outputs"):
+        (base / name).mkdir(parents=True)
+    (base / "kept" / "outputs" / "song.mp3").write_bytes(b"song")
+    for folder in [base, *base.rglob("*")]:
+        if "young" not in str(folder):
+            os.utime(folder, (0, 0))
+    delivery.remove_cogs_folders()
+    left = {str(path.relative_to(base)) for path in base.rglob("*") if not any(path.glob("*"))}
+    assert left == {"young/inputs", "kept/outputs/song.mp3"}
 
 
 def test_the_metrics_tell_the_song():

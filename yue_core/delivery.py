@@ -10,8 +10,10 @@ import re
 import shutil
 import tempfile
 import threading
+import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,8 @@ from yue_core.song import FRAMES_PER_SECOND, OUTPUTS, SAMPLE_RATE, TOKENS_PER_FR
 from yue_core.text.lyrics import parse_lyrics
 
 FOLDER = "yue-{}-"  # process id
+COG_FOLDERS = Path("/tmp/coglet/predictions")  # where Cog 0.23 leaves empty folders for every prediction it serves
+COG_FOLDER_SECONDS = 60.0  # age from which an empty one is no running prediction's
 
 
 class Desk:
@@ -76,6 +80,7 @@ class Desk:
 
     def open(self) -> Path:
         """A new empty folder; removes old ones."""
+        remove_cogs_folders()
         with self._lock:
             while len(self._finished) > self._keep:
                 shutil.rmtree(self._finished.pop(0), ignore_errors=True)
@@ -96,6 +101,15 @@ def remove_orphans() -> None:
         match = re.fullmatch(FOLDER.format(r"(\d+)") + r"\w+", folder.name)
         if match and (int(match[1]) == os.getpid() or not _alive(int(match[1]))):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_cogs_folders() -> None:
+    """Remove the empty folders that Cog never removes; whatever holds a file stays."""
+    folders = [folder for folder, _, _ in os.walk(COG_FOLDERS, topdown=False)][:-1]  # the last one holds them all
+    with suppress(OSError):  # another server was quicker
+        for folder in [it for it in folders if time.time() - os.stat(it).st_mtime > COG_FOLDER_SECONDS]:
+            with suppress(OSError):  # not empty
+                os.rmdir(folder)
 
 
 def _alive(process: int) -> bool:

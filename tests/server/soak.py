@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.server.serving import LYRICS, SHORT, Server, clip, content, data_uri, decoded
+from yue_core.delivery import COG_FOLDER_SECONDS, COG_FOLDERS
 
 MAX_GROWTH = 0.05  # of resident memory, after the warm-up
 WARM_UP = 0.2  # of all predictions
@@ -113,8 +114,10 @@ def open_files(server: Server) -> int:
 
 
 def disk(server: Server) -> int:
-    """Entries in the server's temporary folder."""
-    return sum(1 for _ in server.temporary.rglob("*"))
+    """Entries in the server's temporary folder and, older than a minute, in Cog's own."""
+    young = time.time() - COG_FOLDER_SECONDS - 30
+    stale = [path for path in COG_FOLDERS.glob("*") if path.stat().st_mtime < young]
+    return len(stale) + sum(1 for _ in server.temporary.rglob("*"))
 
 
 def main() -> int:

@@ -124,6 +124,8 @@ def test_anything_that_the_published_schema_allows_or_forbids(quick, run):
 
     def check(case: schemathesis.Case) -> None:
         arguments = case.as_transport_kwargs(base_url=str(quick.http.base_url))
+        if isinstance(arguments.get("json"), dict):
+            arguments["json"].pop("id", None)  # test_limits.py has what Cog makes of a strange one
         response = quick.send(
             arguments["method"],
             "/predictions",
