@@ -74,7 +74,7 @@ def pitch_track(waveform: Array, rate: int, low: float = 90.0, high: float = 620
     correlation = np.fft.irfft(np.abs(spectrum) ** 2)[:, :width]
     window = np.fft.irfft(np.abs(np.fft.rfft(np.hanning(width), 4 * width)) ** 2)[:width]
     energy = correlation[:, 0].copy()
-    correlation /= (energy[:, None] + 1e-12) * (window / window[0])
+    correlation /= (energy[:, None] + 1e-12) * np.maximum(window / window[0], 1e-3)
     first, last = int(rate / high), int(rate / low) + 1
     pitches = np.full(count, np.nan)
     loud = energy > 1e-3 * max(energy.max(), 1e-9)

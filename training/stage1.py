@@ -22,7 +22,7 @@ from yue_core.text.tokenizer import Tokenizer
 
 SHAPE = Shape(128, 4, 4, 2, 384, V.stage1_size, 8192)
 BATCH_TOKENS = 1600
-STEPS = 880
+STEPS = 1200
 # Ids from the one before a code to the codes of its track one frame, an eighth, a quarter and a bar before it, for
 # each tempo: music comes back at these distances, and heads that look there need not find them.
 DELAYS = (
