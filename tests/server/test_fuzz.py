@@ -90,11 +90,13 @@ def run(request: pytest.FixtureRequest) -> Callable[[Any, Callable[..., None]], 
 def check_answer(code: int, text: str) -> None:
     """What holds for every answer."""
     assert code in {200, 202, 400, 404, 413, 415, 422}, (code, text)
-    assert not [leak for leak in LEAKS if leak in text], text
     if code == 200 and text.startswith('{"id"'):
         answer = json.loads(text)
         assert answer["status"] in STATES
         assert OUR_FAULT not in answer.get("error", ""), "the server's log has the traceback"
+        answer.pop("output", None)  # base64 can spell anything
+        text = json.dumps(answer)
+    assert not [leak for leak in LEAKS if leak in text], text
 
 
 def test_any_inputs(quick, run):
