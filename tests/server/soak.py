@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,9 +116,11 @@ def open_files(server: Server) -> int:
 
 def disk(server: Server) -> int:
     """Entries in the server's temporary folder and, older than a minute, in Cog's own."""
-    young = time.time() - COG_FOLDER_SECONDS - 30
-    stale = [path for path in COG_FOLDERS.glob("*") if path.stat().st_mtime < young]
-    return len(stale) + sum(1 for _ in server.temporary.rglob("*"))
+    stale = 0
+    for folder in COG_FOLDERS.glob("*"):
+        with suppress(FileNotFoundError):  # the server was quicker
+            stale += time.time() - folder.stat().st_mtime > COG_FOLDER_SECONDS + 30
+    return stale + sum(1 for _ in server.temporary.rglob("*"))
 
 
 def main() -> int:
