@@ -9,7 +9,6 @@ models use; Cog 0.23 accepts them and prefers Runner/BaseRunner/run.
 
 import os
 
-import torch
 from cog import BasePredictor, Input, Path
 
 from yue_core.delivery import Desk
@@ -169,7 +168,7 @@ class Predictor(BasePredictor):  # type: ignore[misc]
         """Make a song."""
         if song:  # the examples that the form starts with are nobody's words for it
             lyrics, genre_tags = lyrics.replace(EXAMPLE_LYRICS, ""), genre_tags.replace(EXAMPLE_TAGS, "")
-        with self.guard(), torch.inference_mode():
+        with self.guard():
             request = SongRequest(
                 genre_tags=genre_tags,
                 lyrics=lyrics,

@@ -27,8 +27,7 @@ GB = 10**9
 
 def allocated(weights: LMWeights) -> int:
     """Bytes of all tensors of a layout."""
-    tensors = [weights.embedding, weights.norm, weights.head]
-    tensors += [weights.rest] if weights.rest is not None else []
+    tensors = [weights.embedding, weights.norm, weights.every]
     for layer in weights.layers:
         for value in vars(layer).values():
             if isinstance(value, Matrix):

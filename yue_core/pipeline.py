@@ -102,6 +102,7 @@ class Pipeline:
         notes = (*drawing.notes(1), *self.stage2_drawing.notes(2))
         return Plan(request, lyrics.sections, count, tags, key, (*lyrics.warnings, *hints, *warnings, *notes))
 
+    @torch.inference_mode()
     def generate(
         self,
         request: SongRequest,

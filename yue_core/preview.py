@@ -46,7 +46,7 @@ class Preview:
 
     def _part(self, tokens: SongTokens) -> None:
         silent = Progress(None, follow=self.progress)
-        with torch.no_grad():
+        with torch.inference_mode():
             audio = self.render(tokens, self.windows, silent)
         end = len(tokens.vocals) - HELD_BACK
         if self.hand_out and end > self._heard:

@@ -238,10 +238,11 @@ def _rows(lm: LMWeights, vocabulary: Vocabulary, k: int) -> slice:
 
 def _greedy(lm: LMWeights, vocabulary: Vocabulary) -> Choose:
     """The likeliest id of each step."""
+    places = {k: _rows(lm, vocabulary, k) for k in _drawn_books(vocabulary)}
+    ids = {k: lm.drawable[rows] for k, rows in places.items()}
 
     def choose(hidden: Tensor, _: int, k: int) -> Tensor:
-        rows = _rows(lm, vocabulary, k)
-        return lm.drawable[rows][logits(lm, hidden, rows).argmax(-1)]
+        return ids[k].take(logits(lm, hidden, places[k]).argmax(-1))
 
     return choose
 

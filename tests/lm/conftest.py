@@ -37,7 +37,7 @@ def build_lm(
     rest = [n for n in range(config.vocab_size) if n not in set(drawable)]
     embedding = random(config.vocab_size, h, scale=1.0)
     ids = list(drawable)
-    return LMWeights(config, embedding, layers, gain(), table[ids], torch.tensor(ids), table[rest])
+    return LMWeights(config, embedding, layers, gain(), table[ids + rest], torch.tensor(ids))
 
 
 @pytest.fixture

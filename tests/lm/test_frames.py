@@ -30,8 +30,7 @@ def lm(make_lm: Callable[..., LMWeights]) -> LMWeights:
 
 def frame_rows(lm: LMWeights) -> FrameRows:
     pool = KVPool(CONFIG, [len(PROMPT) + 4 * len(ids) + 1 for ids in GIVEN], lm.device, lm.dtype)
-    pool.keys.fill_(torch.nan)
-    pool.values.fill_(torch.nan)
+    pool.slots.fill_(torch.nan)
     for row in range(len(GIVEN)):
         prefill(lm, pool, torch.tensor([PROMPT[:-1]]), [row])
     given = torch.tensor([ids + [0] * (4 - len(ids)) for ids in GIVEN])

@@ -17,7 +17,7 @@ from yue_core.lm.kernels.step import FastStep
 from yue_core.lm.kv import KVPool
 from yue_core.lm.layout import LMWeights
 from yue_core.lm.sampler import Knobs, draw, process
-from yue_core.lm.transformer import forward, logits, normaliser, prefill
+from yue_core.lm.transformer import forward, logits_and_normaliser, prefill
 from yue_core.song import Sampling
 
 CONFIG = LMConfig(64, 2, 2, 1, 96, 90, 128, 10_000.0, 1e-5)
@@ -39,8 +39,7 @@ def uniforms(song: int) -> Tensor:
 
 def guided(lm: LMWeights, songs: int) -> GuidedRows:
     pool = KVPool(CONFIG, [40, 20] * songs, lm.device, lm.dtype)
-    pool.keys.fill_(torch.nan)
-    pool.values.fill_(torch.nan)
+    pool.slots.fill_(torch.nan)
     step = FastStep(lm, pool, 2 * songs, splits=2)
     return GuidedRows(pool, lm.drawable, END, songs, 14, step.run, step.normaliser)
 
@@ -62,8 +61,8 @@ def on_the_host(lm: LMWeights, song: int, settings: Sampling = SETTINGS) -> list
     token, drawn = ids[-1], []
     while len(drawn) < settings.max_new_tokens and (not drawn or drawn[-1] != END):
         hidden = forward(lm, pool, torch.tensor([[token], [token]]), [0, 1])[:, 0]
-        scores = logits(lm, hidden)
-        scores = scores - normaliser(lm, hidden, scores)
+        scores, total = logits_and_normaliser(lm, hidden)
+        scores = scores - total
         barred = torch.tensor([[len(drawn) < settings.min_new_tokens]])
         _, scores = process(scores[:1], scores[1:], seen, barred, END, knobs)
         place = int(draw(scores, uniforms(song)[len(drawn)][None]))

@@ -35,7 +35,7 @@ else:
     from yue_core.lm.kernels.step import FastStep
     from yue_core.lm.kv import KVPool
     from yue_core.lm.layout import Layer, LMWeights, Matrix, quantise_int8
-    from yue_core.lm.transformer import forward, logits, normaliser, prefill, rotary_table
+    from yue_core.lm.transformer import forward, logits_and_normaliser, prefill, rotary_table
     from yue_core.song import Sampling
 
     EPS = 1e-5
@@ -109,7 +109,7 @@ else:
         results = []
         for module in (layer, twins):
             query = torch.full((rows, heads, width), torch.nan, dtype=dtype)
-            keys = torch.full((count * 50, kv, width), torch.nan, dtype=dtype)
+            keys = torch.full((kv, count * 50, width), torch.nan, dtype=dtype)
             values = keys.clone()
             rotary = rotary_table(CONFIG, x.device)
             module.qkv(x, square, weight, rotary, base, length, query, keys, values, EPS)
@@ -169,12 +169,12 @@ else:
     ) -> None:
         lengths = [0, 5, 62, 63, 64, 300]
         count, capacity = len(lengths), 320
-        keys = torch.full((count * capacity, kv, width), torch.nan, dtype=dtype)  # unwritten slots are poison
+        keys = torch.full((kv, count * capacity, width), torch.nan, dtype=dtype)  # unwritten slots are poison
         values = keys.clone()
         base = torch.arange(count, dtype=torch.int32).flip(0) * capacity
         for first, held in zip(base.tolist(), lengths, strict=True):
             span = slice(first, first + held + new)
-            keys[span], values[span] = random(2, held + new, kv, width, dtype=dtype)
+            keys[:, span], values[:, span] = random(2, kv, held + new, width, dtype=dtype)
         query = random(count * new, heads, width, dtype=dtype)
         partial = torch.full((count * new, heads, splits, width), torch.nan)
         mass = torch.full((count * new, heads, splits, 2), torch.nan)
@@ -193,8 +193,7 @@ else:
 
     def filled_pool(lm: LMWeights, lengths: list[int]) -> KVPool:
         pool = KVPool(lm.config, [length + 20 for length in lengths], lm.device, lm.dtype)
-        pool.keys.fill_(torch.nan)
-        pool.values.fill_(torch.nan)
+        pool.slots.fill_(torch.nan)
         for row, length in enumerate(lengths):
             prefill(lm, pool, torch.arange(length)[None] * 7 % 230, [row])
         return pool
@@ -211,9 +210,8 @@ else:
             total = step.normaliser(scores)
             ours.device_length += new
             hidden = forward(plain, theirs, tokens, [0, 1, 2])[:, -1]
-            expected = logits(plain, hidden)
-            close(scores, expected)
-            close(total, normaliser(plain, hidden, expected))
+            for ours_now, expected in zip((scores, total), logits_and_normaliser(plain, hidden), strict=True):
+                close(ours_now, expected)
         tokens = torch.arange(3 * new).view(3, new)
         part = step.run(tokens, slice(16, 48)).clone()
         assert torch.equal(part, step.run(tokens)[:, 16:48])
@@ -261,7 +259,7 @@ else:
             )
         every = torch.arange(CONFIG.vocab_size)
         lm = LMWeights(CONFIG, state["model.embed_tokens.weight"], layers, state["model.norm.weight"],
-                       state["lm_head.weight"], every, None)  # fmt: skip
+                       state["lm_head.weight"], every)  # fmt: skip
         prompt = torch.arange(12)[None] * 17 % CONFIG.vocab_size
         expected = model.generate(prompt, max_new_tokens=5, do_sample=False, use_cache=True, eos_token_id=None)
         pool = KVPool(CONFIG, [30], lm.device, lm.dtype)

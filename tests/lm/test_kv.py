@@ -39,15 +39,15 @@ def test_rows_that_are_no_neighbours_are_no_run() -> None:
     assert list(pool.runs([0, 1, 2])) == [Run(0, 3, 0, 10, 4)]
 
 
-def test_a_window_is_a_view_of_its_rows_slots() -> None:
+def test_a_runs_rows_are_a_view_of_their_slots() -> None:
     pool = pool_of([10, 10, 6], [4, 4, 2])
-    pool.keys.zero_()
+    pool.slots.zero_()
     (run,) = pool.runs([0, 1])
-    window = pool.window(pool.keys[1], run, 5)
-    assert window.shape == (2, 5, 2, 4)
-    window[1, 4] = 7.0
-    assert bool((pool.keys[1, 14] == 7.0).all())
-    assert int((pool.keys != 0).sum()) == pool.keys[1, 14].numel()
+    rows = pool.rows_of(run)
+    assert rows.shape == (2, 4, 2, 10, 4)  # layers, key and value heads, rows, slots, D
+    rows[1, 3, 1, 4] = 7.0  # layer 1, the second value head, row 1, token 4
+    assert bool((pool.values[1, 1, 14] == 7.0).all())
+    assert int((pool.slots != 0).sum()) == pool.values[1, 1, 14].numel()
 
 
 def test_cut_and_grow_keep_both_tables_together() -> None:
@@ -64,15 +64,13 @@ def test_cut_and_grow_keep_both_tables_together() -> None:
 
 def test_copy_takes_the_filled_part_alone() -> None:
     pool = pool_of([6, 8], [4, 1])
-    pool.keys.copy_(torch.arange(pool.keys.numel()).view(pool.keys.shape))
-    pool.values.copy_(-pool.keys)
-    before = pool.keys.clone()
+    pool.slots.copy_(torch.arange(pool.slots.numel()).view(pool.slots.shape))
+    before = pool.slots.clone()
     pool.copy(0, 1)
     assert pool.length == [4, 4] == pool.device_length.tolist()
-    assert torch.equal(pool.keys[:, 6:10], before[:, 0:4])
-    assert torch.equal(pool.values[:, 6:10], -before[:, 0:4])
-    assert torch.equal(pool.keys[:, 10:], before[:, 10:])
-    assert torch.equal(pool.keys[:, :6], before[:, :6])
+    assert torch.equal(pool.slots[:, :, 6:10], before[:, :, 0:4])
+    assert torch.equal(pool.slots[:, :, 10:], before[:, :, 10:])
+    assert torch.equal(pool.slots[:, :, :6], before[:, :, :6])
 
 
 def test_bytes_per_token_of_the_published_models() -> None:

@@ -73,16 +73,13 @@ def expected(config: LMConfig, t: dict[str, torch.Tensor], drawable: list[int]) 
         layer.down = Matrix(t[f"{p}mlp.down_proj.weight"])
         layer.input_norm = t[f"{p}input_layernorm.weight"]
         layer.post_norm = t[f"{p}post_attention_layernorm.weight"]
-    weights.head = t["lm_head.weight"][drawable]
-    weights.rest = t["lm_head.weight"][[n for n in range(config.vocab_size) if n not in drawable]]
+    weights.every = t["lm_head.weight"][[*drawable, *(n for n in range(config.vocab_size) if n not in drawable)]]
     return weights
 
 
 def all_tensors(weights: LMWeights) -> dict[str, torch.Tensor]:
     """Every tensor of the layout by name, scales included."""
-    found = {"embedding": weights.embedding, "norm": weights.norm, "head": weights.head}
-    if weights.rest is not None:
-        found["rest"] = weights.rest
+    found = {"embedding": weights.embedding, "norm": weights.norm, "head": weights.every}
     for n, layer in enumerate(weights.layers):
         for name, value in vars(layer).items():
             if isinstance(value, Matrix):

@@ -12,9 +12,17 @@ from torch import Tensor
 
 from yue_core.lm import transformer
 from yue_core.lm.kv import KVPool
-from yue_core.lm.layout import LMWeights
+from yue_core.lm.layout import LMWeights, Matrix
 from yue_core.lm.load import load_lm
-from yue_core.lm.transformer import attend, attend_long, forward, logits, normaliser, prefill
+from yue_core.lm.transformer import (
+    attend,
+    attend_long,
+    causal_mask,
+    forward,
+    logits,
+    logits_and_normaliser,
+    prefill,
+)
 
 VOCABULARY = 120
 DRAWABLE = [119, *range(30, 90)]
@@ -34,8 +42,7 @@ def load(folder: Path, dtype: torch.dtype = torch.float32, **more: Any) -> LMWei
 def pool_of(lm: LMWeights, capacity: list[int]) -> KVPool:
     """A pool whose empty slots would show in any result."""
     pool = KVPool(lm.config, capacity, lm.device, lm.dtype)
-    pool.keys.fill_(torch.nan)
-    pool.values.fill_(torch.nan)
+    pool.slots.fill_(torch.nan)
     return pool
 
 
@@ -125,9 +132,9 @@ def test_the_normaliser_spans_the_whole_vocabulary(pair: tuple[Any, Path]) -> No
     model, folder = pair
     lm, tokens = load(folder), ids(20)
     hidden = forward(lm, pool_of(lm, [20]), tokens[None], [0])[0]
-    scores = logits(lm, hidden)
-    want = expected(model, tokens).log_softmax(-1)[:, DRAWABLE]
-    assert_close(scores - normaliser(lm, hidden, scores), want)
+    scores, total = logits_and_normaliser(lm, hidden)
+    assert_close(scores - total, expected(model, tokens).log_softmax(-1)[:, DRAWABLE])
+    assert_close(logits(lm, hidden), scores)
 
 
 def test_some_rows_of_the_head(pair: tuple[Any, Path]) -> None:
@@ -173,13 +180,13 @@ def test_a_full_row_is_refused(pair: tuple[Any, Path]) -> None:
         forward(lm, pool, ids(4)[None], [0])
 
 
-def test_thin_products_equal_plain_ones() -> None:
+@pytest.mark.parametrize("count", [34, 33, 1])
+def test_thin_products_equal_plain_ones(count: int) -> None:
     generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(34, 16, generator=generator)
-    for rows in (1, transformer.THIN, transformer.THIN + 1):
-        x = torch.randn(rows, 1, 16, generator=generator)
-        assert_close(transformer.dense(x, weight), x @ weight.t(), 1e-5)
-    assert_close(transformer.dense(x, weight[:33]), x @ weight[:33].t(), 1e-5)  # an odd count of rows
+    matrix = Matrix(torch.randn(count, 16, generator=generator))
+    for rows in (1, transformer.THIN):
+        x = torch.randn(rows, 16, generator=generator)
+        assert_close(transformer.linear_thin(x, matrix), transformer.linear(x, matrix), 1e-5)
 
 
 @pytest.mark.parametrize(("new", "total"), [(20, 20), (20, 33), (1, 9)])
@@ -187,8 +194,9 @@ def test_thin_products_equal_plain_ones() -> None:
 def test_the_prefill_of_cuda_masks_as_the_plain_one(new: int, total: int, kv_heads: int) -> None:
     generator = torch.Generator().manual_seed(new + total)
     query = torch.randn(2, new, 4, 16, generator=generator)
-    keys, values = (torch.randn(2, total, kv_heads, 16, generator=generator) for _ in range(2))
-    torch.testing.assert_close(attend_long(query, keys, values), attend(query, keys, values))
+    keys, values = (torch.randn(2, kv_heads, total, 16, generator=generator) for _ in range(2))
+    plain = attend(query, keys, values, causal_mask(new, total, 4 // kv_heads, query))
+    torch.testing.assert_close(attend_long(query, keys, values), plain)
 
 
 def test_flash_attn_is_used_for_half_precision_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,10 +205,12 @@ def test_flash_attn_is_used_for_half_precision_where_it_is_installed(monkeypatch
         def flash_attn_func(query: Tensor, keys: Tensor, values: Tensor, causal: bool) -> Tensor:
             assert causal
             assert query.shape[2] == 4 * keys.shape[2] == 4 * values.shape[2], "heads are not laid out anew"
-            return attend(query.float(), keys.float(), values.float()).view(query.shape).to(query.dtype)
+            wide = query.float(), keys.transpose(1, 2).float(), values.transpose(1, 2).float()
+            return attend(*wide, mask).view(query.shape).to(query.dtype)
 
-    query, keys, values = torch.randn(2, 5, 4, 16), torch.randn(2, 8, 1, 16), torch.randn(2, 8, 1, 16)
-    plain = attend(query, keys, values)
+    query, keys, values = torch.randn(2, 5, 4, 16), torch.randn(2, 1, 8, 16), torch.randn(2, 1, 8, 16)
+    mask = causal_mask(5, 8, 4, query)
+    plain = attend(query, keys, values, mask)
     monkeypatch.setattr(transformer, "flash_attn", Package)
     half = [tensor.bfloat16() for tensor in (query, keys, values)]
     torch.testing.assert_close(attend_long(*half).float(), plain, atol=0.05, rtol=0.05)

@@ -20,7 +20,7 @@ from yue_core.lm.load import load_lm  # noqa: E402
 def main(folder: str, device: str, precision: str) -> None:
     """Time the three parts of a boot, in seconds."""
     imported = time.perf_counter()
-    with torch.no_grad():
+    with torch.inference_mode():
         lm = load_lm(
             Path(folder),
             semantic(),

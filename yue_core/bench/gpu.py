@@ -147,7 +147,7 @@ def suite(folder: Path, keep: Callable[[Report], None]) -> Report:
 def main(section: str, folder: str) -> None:
     """Run one section and print its report as one line."""
     run: Any = SECTIONS[section][0]
-    with torch.no_grad():
+    with torch.inference_mode():
         print(json.dumps(run(Path(folder))))
 
 

@@ -171,7 +171,7 @@ def run(
     report: Report = {"machine": machine(device, speed), "precision": precision, "seconds_of_audio": seconds}
     arms: Report = {}
     report["arms"] = arms
-    with torch.no_grad():
+    with torch.inference_mode():
         for name, int8 in (("ours", False), ("ours int8", True)):
             arms[name] = engine(folder, seconds, device, dtype, int8, speed)
             keep(report)

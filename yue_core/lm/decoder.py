@@ -13,7 +13,7 @@ from yue_core.lm.guided import Draw, GuidedRows
 from yue_core.lm.kv import KVPool
 from yue_core.lm.layout import LMWeights
 from yue_core.lm.sampler import draw
-from yue_core.lm.transformer import forward, logits, normaliser
+from yue_core.lm.transformer import forward, logits, logits_and_normaliser
 
 
 class Decoder(Protocol):
@@ -55,10 +55,12 @@ class PlainDecoder:
         rows = [row for song in songs for row in (2 * song, 2 * song + 1)]
         tokens = self.state.token[places].repeat_interleave(2)[:, None]  # [2A, 1]
         hidden = forward(self.lm, self.pool, tokens, rows)[:, 0]
-        scores = logits(self.lm, hidden)  # [2A, N]
         if any(penalised):  # for the others the normaliser is a constant that cancels out
+            scores, normaliser = logits_and_normaliser(self.lm, hidden)
             mask = torch.tensor(penalised, device=self.lm.device).repeat_interleave(2)[:, None]
-            scores = scores - normaliser(self.lm, hidden, scores) * mask
+            scores = scores - normaliser * mask
+        else:
+            scores = logits(self.lm, hidden)  # [2A, N]
         if len(songs) < count:
             whole = scores.new_zeros(2 * count, scores.shape[1])
             whole[rows] = scores

@@ -26,13 +26,15 @@ class Run:
 class KVPool:
     """A flat pool of slots; row r owns `capacity[r]` slots from `base[r]` on, `length[r]` of them filled.
 
-    The row table is kept twice: on the host, for the plain path, and on the device, for captured graphs.
+    A head's slots lie side by side, so that attention reads them in one sweep. The row table is kept twice: on the
+    host, for the plain path, and on the device, for captured graphs.
     """
 
     def __init__(self, config: LMConfig, capacity: Sequence[int], device: torch.device, dtype: torch.dtype) -> None:
-        shape = (config.num_layers, sum(capacity), config.num_kv_heads, config.head_dim)
-        self.keys = torch.empty(shape, device=device, dtype=dtype)  # [L, S, kv heads, D]
-        self.values = torch.empty_like(self.keys)
+        kv = config.num_kv_heads
+        shape = (config.num_layers, 2 * kv, sum(capacity), config.head_dim)
+        self.slots = torch.empty(shape, device=device, dtype=dtype)
+        self.keys, self.values = self.slots[:, :kv], self.slots[:, kv:]  # [L, kv heads, S, D]
         self.capacity = list(capacity)
         self.base = [0, *accumulate(capacity)][:-1]
         self.length = [0] * len(capacity)
@@ -59,8 +61,7 @@ class KVPool:
     def copy(self, source: int, target: int) -> None:
         """Give `target` the tokens of `source`."""
         length, a, b = self.length[source], self.base[source], self.base[target]
-        self.keys[:, b : b + length] = self.keys[:, a : a + length]
-        self.values[:, b : b + length] = self.values[:, a : a + length]
+        self.slots[:, :, b : b + length] = self.slots[:, :, a : a + length]
         self.cut(target, length)
 
     def runs(self, rows: Sequence[int]) -> Iterator[Run]:
@@ -73,10 +74,8 @@ class KVPool:
                 yield Run(first, i - first, self.base[a], self.capacity[a], self.length[a])
                 first = i
 
-    def window(self, cache: Tensor, run: Run, length: int) -> Tensor:
-        """The first `length` slots of a run's rows in one layer's `cache` [S, kv heads, D], as a view.
-
-        Returns [count, length, kv heads, D].
-        """
-        slots = cache[run.base : run.base + run.count * run.capacity]
-        return slots.view(run.count, run.capacity, *cache.shape[1:])[:, :length]
+    def rows_of(self, run: Run) -> Tensor:
+        """The run's rows in all layers, as a view [L, 2 * kv heads, count, capacity, D]: keys, then values."""
+        layers, heads, _, width = self.slots.shape
+        slots = self.slots[:, :, run.base : run.base + run.count * run.capacity]
+        return slots.view(layers, heads, run.count, run.capacity, width)

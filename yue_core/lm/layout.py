@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -18,6 +19,13 @@ class Matrix:
 
     weight: Tensor  # [N, K]
     scale: Tensor | None = None  # [N], in the compute dtype
+
+    @cached_property
+    def halves(self) -> Tensor:
+        """The upper and the lower half of the weight [2, ceil(N / 2), K], as a view; they share an odd middle row."""
+        count, width = self.weight.shape
+        half = count - count // 2
+        return self.weight.as_strided((2, half, width), ((count - half) * width, width, 1))
 
 
 @dataclass
@@ -40,10 +48,19 @@ class LMWeights:
     embedding: Tensor  # [V, H]
     layers: list[Layer]
     norm: Tensor  # [H]
-    head: Tensor  # [N, H]: the rows of `drawable`, in that order; never quantised
+    every: Tensor  # [N or V, H]: head rows of `drawable`, then, for the normaliser, all others; never quantised
     drawable: Tensor  # [N] int64: the ids that a step may draw from
-    rest: Tensor | None  # [V - N, H]: all other head rows, only for the full-vocabulary normaliser
     kernels: bool = False  # whether the CUDA kernels may run it, see lm.trust
+
+    @property
+    def head(self) -> Tensor:
+        """The head's rows [N, H] of `drawable`, in that order."""
+        return self.every[: len(self.drawable)]
+
+    @property
+    def rest(self) -> Tensor | None:
+        """All other rows [V - N, H] of the head, where they were kept for the whole vocabulary's normaliser."""
+        return self.every[len(self.drawable) :] if len(self.every) > len(self.drawable) else None
 
     @property
     def device(self) -> torch.device:

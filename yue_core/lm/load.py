@@ -32,6 +32,7 @@ class Copy:
     target: Matrix  # [n, K]
 
 
+@torch.inference_mode(False)  # its threads could not fill an inference tensor
 def load_lm(
     folder: Path,
     drawable: Sequence[int],
@@ -44,8 +45,8 @@ def load_lm(
 ) -> LMWeights:
     """Read `config.json` and `model*.safetensors` of `folder` into one set of tensors on `device`.
 
-    `drawable` are the ids whose head rows are kept, in that order; with `normaliser` all others go to
-    `rest`. Files may be float32, float16 or bfloat16 and are cast to `dtype`; `int8` quantises the four big
+    `drawable` are the ids whose head rows are kept, in that order; with `normaliser` all others
+    follow. Files may be float32, float16 or bfloat16 and are cast to `dtype`; `int8` quantises the four big
     matrices of every layer per output channel (symmetric, 127 steps a side). Raises WeightsError when the
     files are missing, cut short, or of another model than `expect`.
     """
@@ -93,15 +94,13 @@ def allocate(
         )
         for _ in range(config.num_layers)
     ]
-    kept = len(drawable)
     return LMWeights(
         config=config,
         embedding=torch.empty(v, h, dtype=dtype, device=device),
         layers=layers,
         norm=vector(),
-        head=torch.empty(kept, h, dtype=dtype, device=device),
+        every=torch.empty(v if normaliser else len(drawable), h, dtype=dtype, device=device),
         drawable=torch.tensor(drawable, dtype=torch.int64, device=device),
-        rest=torch.empty(v - kept, h, dtype=dtype, device=device) if normaliser else None,
     )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
 from yue_core.lm.config import LMConfig
-from yue_core.lm.kv import KVPool
+from yue_core.lm.kv import KVPool, Run
 from yue_core.lm.layout import LMWeights, Matrix
 
 try:
@@ -21,66 +21,75 @@ except ImportError:  # optional
 
 PREFILL_CHUNK = 1024  # tokens per forward pass; bounds the attention mask and the activations
 LONG = 16  # new tokens from which a mask costs more than laying keys out anew
-THIN = 8  # rows up to which a product is bound by reading the matrix
+THIN = 64  # rows up to which `linear_thin` is the faster one
+LONG_ROW = 1024  # tokens from which attention is bound by reading the keys
 
 
 def linear(x: Tensor, matrix: Matrix) -> Tensor:
-    """`x` [..., K] times a matrix [N, K]: [..., N]."""
+    """`x` [M, K] times a matrix [N, K]: [M, N]."""
     weight, scale = matrix.weight, matrix.scale
-    if scale is not None:
-        if weight.device.type == "cpu":
-            rows = x.reshape(-1, x.shape[-1])
-            wide = torch._weight_int8pack_mm(rows.to(torch.bfloat16), weight, scale.to(torch.bfloat16))
-            return wide.to(x.dtype).view(*x.shape[:-1], -1)
-        return F.linear(x, weight.to(x.dtype)) * scale
-    return dense(x, weight)
-
-
-def dense(x: Tensor, weight: Tensor) -> Tensor:
-    """`x` [..., K] times `weight` [N, K]: [..., N].
-
-    A thin float32 product on the CPU goes through the batched kernel, which streams the matrix at the
-    pace of the memory where the plain one reaches a quarter of it.
-    """
-    rows, (outputs, width) = x.numel() // x.shape[-1], weight.shape
-    if x.device.type != "cpu" or x.dtype != torch.float32 or rows > THIN:
+    if scale is None:
         return F.linear(x, weight)
-    thin = x.reshape(rows, width)
-    even = outputs - outputs % 2
-    halves = weight[:even].view(2, -1, width)
-    product = x.new_empty(rows, outputs)
-    product[:, :even] = torch.bmm(halves, thin.t().expand(2, -1, -1)).view(even, rows).t()
-    if even < outputs:
-        product[:, even:] = F.linear(thin, weight[even:])
-    return product.view(*x.shape[:-1], outputs)
+    if weight.device.type == "cpu":
+        return torch._weight_int8pack_mm(x.to(torch.bfloat16), weight, scale.to(torch.bfloat16)).to(x.dtype)
+    return F.linear(x, weight.to(x.dtype)) * scale
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Root-mean-square norm of `x` [..., H] in float32, scaled and cast to the weight's dtype."""
-    return F.rms_norm(x, x.shape[-1:], weight.float(), eps).to(weight.dtype)
+def linear_thin(x: Tensor, matrix: Matrix) -> Tensor:
+    """As `linear`, for an `x` of a few rows; the result is transposed in memory.
+
+    The batched kernel streams a matrix at the pace of the memory, where the plain one reaches a quarter of it.
+    """
+    rows, width = x.shape
+    count = len(matrix.weight)
+    columns = x.contiguous().as_strided((2, width, rows), (0, 1, width))  # of both halves
+    product = torch.bmm(matrix.halves, columns)  # [2, ceil(N / 2), M]
+    if count % 2:
+        return torch.cat([product[0], product[1, 1:]]).t()
+    return product.as_strided((rows, count), (1, rows))
+
+
+def is_thin(rows: int, matrix: Matrix) -> bool:
+    """Whether `linear_thin` takes so many rows: few, on a CPU in float32."""
+    return rows <= THIN and matrix.weight.device.type == "cpu" and matrix.weight.dtype == torch.float32
+
+
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`x.to(dtype)`, at once where there is nothing to do."""
+    return x if x.dtype == dtype else x.to(dtype)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: Tensor) -> Tensor:
+    """Root-mean-square norm of `x` [..., H] in float32, scaled and cast to the weight's dtype; `eps` has no shape."""
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    inverse = torch.addcmul(eps, length, length, value=1 / x.shape[-1]).rsqrt_()
+    return cast(x * inverse * cast(weight, torch.float32), weight.dtype)
 
 
 @lru_cache(maxsize=8)
-def rotary_table(config: LMConfig, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [max_positions, D] of rotary position embedding (RoFormer), halves repeated."""
+def rotary_table(config: LMConfig, device: torch.device) -> Tensor:
+    """Cosines and sines [max_positions, 2, D] of rotary position embedding (RoFormer), halves repeated.
+
+    The first half of the sines is negated, as `rotate` takes them.
+    """
     exponent = torch.arange(0, config.head_dim, 2, device=device, dtype=torch.float32) / config.head_dim
     position = torch.arange(config.max_positions, device=device, dtype=torch.float32)
     angle = torch.outer(position, config.rope_theta**-exponent)  # [P, D/2]
-    angle = torch.cat([angle, angle], dim=-1)
-    return angle.cos(), angle.sin()
+    cos, sin = angle.cos(), angle.sin()
+    return torch.stack([torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)], dim=1)
 
 
-def rotations(table: tuple[Tensor, Tensor], positions: Tensor) -> tuple[Tensor, Tensor]:
-    """What `rotate` needs for positions [R, Q]: cosines, and sines negated in the first half, [R, Q, 1, D] each."""
-    cos, sin = (each[positions].unsqueeze(2) for each in table)
-    half = sin.shape[-1] // 2
-    return cos, torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
+@lru_cache(maxsize=8)
+def turning(config: LMConfig, device: torch.device) -> Tensor:
+    """1 for each query and key head, 0 for each value head: values stay as they are, as if at position 0."""
+    heads = [1] * (config.num_heads + config.num_kv_heads) + [0] * config.num_kv_heads
+    return torch.tensor(heads, device=device)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn `x` [R, Q, heads, D] by its positions' `rotations`; element i pairs with i + D/2."""
-    wide = x.float()
-    return torch.addcmul(wide * cos, wide.roll(wide.shape[-1] // 2, -1), sin).to(x.dtype)
+    """Turn `x` [..., heads, D] by rows of the rotary table, one per head; element i pairs with i + D/2."""
+    wide = cast(x, torch.float32)
+    return cast(torch.addcmul(cos * wide, wide.roll(wide.shape[-1] // 2, -1), sin), x.dtype)
 
 
 def attend_long(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -89,42 +98,71 @@ def attend_long(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     The mask is causal from the lower right corner, as the Q queries are the last of the T tokens.
     """
     if flash_attn is not None and query.dtype in (torch.float16, torch.bfloat16):
-        mixed: Tensor = flash_attn.flash_attn_func(query, keys, values, causal=True)
+        mixed: Tensor = flash_attn.flash_attn_func(query, keys.transpose(1, 2), values.transpose(1, 2), causal=True)
     else:
-        group = query.shape[2] // keys.shape[2]
+        group = query.shape[2] // keys.shape[1]
         mixed = F.scaled_dot_product_attention(
             query.transpose(1, 2),
-            keys.transpose(1, 2).repeat_interleave(group, dim=1),
-            values.transpose(1, 2).repeat_interleave(group, dim=1),
-            attn_mask=causal_lower_right(query.shape[1], keys.shape[1]),
+            keys.repeat_interleave(group, dim=1),
+            values.repeat_interleave(group, dim=1),
+            attn_mask=causal_lower_right(query.shape[1], keys.shape[2]),
         ).transpose(1, 2)
-    return mixed.reshape(*query.shape[:2], -1)
+    return mixed.reshape(-1, query.shape[2] * query.shape[3])
 
 
-def attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Causal attention of the last Q of T tokens: query [R, Q, heads, D], keys and values [R, T, kv, D].
+def causal_mask(new: int, total: int, group: int, like: Tensor) -> Tensor | None:
+    """What to add to the scores [group * Q, T] of the last Q of T tokens; None where every token is seen."""
+    if new == 1:
+        return None
+    mask = torch.full((new, total), -torch.inf, device=like.device, dtype=like.dtype).triu(total - new + 1)
+    return mask.repeat(group, 1)
+
+
+def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """Causal attention of the last Q of T tokens: query [R, Q, heads, D], keys and values [R, kv heads, T, D].
 
     Query heads that share a key head are laid side by side along the query axis, so that no key is copied.
-    Returns [R, Q, heads * D].
+    Returns [R * Q, heads * D].
     """
     count, new, heads, width = query.shape
     if query.is_cuda and new > LONG:
         return attend_long(query, keys, values)
-    total, kv = keys.shape[1], keys.shape[2]
+    kv = keys.shape[1]
     group = heads // kv
-    folded = query.view(count, new, kv, group, width).permute(0, 2, 3, 1, 4)  # [R, kv, group, Q, D]
-    mask = None
-    if new > 1:
-        mask = torch.ones(new, total, dtype=torch.bool, device=query.device).tril(total - new)
-        mask = mask.repeat(group, 1)  # [group * Q, T]
-    mixed = F.scaled_dot_product_attention(
-        folded.reshape(count, kv, group * new, width),
-        keys.transpose(1, 2),
-        values.transpose(1, 2),
-        attn_mask=mask,
-    )
-    mixed = mixed.view(count, kv, group, new, width).permute(0, 3, 1, 2, 4)
-    return mixed.reshape(count, new, heads * width)
+    if new == 1:
+        alone = F.scaled_dot_product_attention(query.view(count, kv, group, width), keys, values)
+        return alone.reshape(count, heads * width)
+    folded = query.view(count, new, kv, group, width).permute(0, 2, 3, 1, 4).reshape(count, kv, group * new, width)
+    mixed = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask)
+    return mixed.view(count, kv, group, new, width).permute(0, 3, 1, 2, 4).reshape(count * new, heads * width)
+
+
+def attend_thin(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """As `attend`, with keys and values [kv heads * R, T, D], each of one stride: products at the memory's pace."""
+    count, new, heads, width = query.shape
+    kv = len(keys) // count
+    folded = query.view(count, new, kv, -1, width).permute(2, 0, 3, 1, 4).reshape(len(keys), -1, width)
+    scores = torch.bmm(folded * width**-0.5, keys.transpose(1, 2))  # [kv heads * R, group * Q, T]
+    if mask is not None:
+        scores += mask
+    mixed = torch.bmm(scores.softmax(-1), values).view(kv, count, -1, new, width)
+    return mixed.permute(1, 3, 0, 2, 4).reshape(count * new, heads * width)
+
+
+class Span:
+    """Rows of equal capacity and length and their new tokens, in all layers, as views of a pool."""
+
+    def __init__(self, pool: KVPool, run: Run, new: int, heads: int, thin: bool) -> None:
+        slots = pool.rows_of(run)  # [L, 2 * kv heads, n, capacity, D]
+        kv, total = slots.shape[1] // 2, run.length + new
+        one_stride = run.count == 1 or run.count * run.capacity == pool.slots.shape[2]
+        thin = thin and one_stride and total >= LONG_ROW
+        self.part = slice(run.first, run.first + run.count)
+        self.fresh = slots[:, :, :, run.length : total].permute(0, 2, 3, 1, 4).unbind()  # [n, Q, 2 * kv heads, D] each
+        self.mask = causal_mask(new, total, heads // kv, slots)
+        self.attend = attend_thin if thin else attend
+        halves = slots[:, :, :, :total].chunk(2, dim=1)
+        self.keys, self.values = ((half.flatten(1, 2) if thin else half.transpose(1, 2)).unbind() for half in halves)
 
 
 def forward(weights: LMWeights, pool: KVPool, tokens: Tensor, rows: Sequence[int]) -> Tensor:
@@ -134,31 +172,30 @@ def forward(weights: LMWeights, pool: KVPool, tokens: Tensor, rows: Sequence[int
     """
     config = weights.config
     count, new = tokens.shape
-    runs = list(pool.runs(rows))
+    heads = config.num_heads
+    thin = is_thin(count * new, weights.layers[0].qkv)
+    product = linear_thin if thin else linear
+    spans = [Span(pool, run, new, heads, thin) for run in pool.runs(rows)]
     lengths = torch.tensor([pool.length[row] for row in rows], device=tokens.device)  # [R]
     positions = lengths[:, None] + torch.arange(new, device=tokens.device)  # [R, Q]
-    cos, sin = rotations(rotary_table(config, tokens.device), positions)
-    heads, kv, width = config.num_heads, config.num_kv_heads, config.head_dim
-    x = weights.embedding[tokens].float()  # [R, Q, H]
+    positions = positions[..., None] * turning(config, tokens.device)  # [R, Q, heads]
+    cos, sin = rotary_table(config, tokens.device)[positions].unbind(-2)  # [R, Q, heads, D] each
+    eps = torch.full((), config.rms_norm_eps, device=tokens.device)
+    x = weights.embedding[tokens.flatten()].float()  # [R * Q, H]
     for index, layer in enumerate(weights.layers):
-        normed = rms_norm(x, layer.input_norm, config.rms_norm_eps)
-        qkv = linear(normed, layer.qkv).view(count, new, heads + 2 * kv, width)
-        turned = rotate(qkv[:, :, : heads + kv], cos, sin)
+        qkv = product(rms_norm(x, layer.input_norm, eps), layer.qkv).view(cos.shape)
+        qkv = rotate(qkv, cos, sin)
         mixed = []
-        for run in runs:
-            part = slice(run.first, run.first + run.count)
-            end = run.length + new
-            keys = pool.window(pool.keys[index], run, end)
-            values = pool.window(pool.values[index], run, end)
-            keys[:, run.length :] = turned[part, :, heads:]
-            values[:, run.length :] = qkv[part, :, heads + kv :]
-            mixed.append(attend(turned[part, :, :heads], keys, values))
-        x = x + linear(torch.cat(mixed) if len(mixed) > 1 else mixed[0], layer.out).float()
-        normed = rms_norm(x, layer.post_norm, config.rms_norm_eps)
-        gate, up = linear(normed, layer.gate_up).chunk(2, dim=-1)
-        x = x + linear(F.silu(gate) * up, layer.down).float()
+        for span in spans:
+            part = qkv[span.part]
+            span.fresh[index].copy_(part[:, :, heads:])
+            mixed.append(span.attend(part[:, :, :heads], span.keys[index], span.values[index], span.mask))
+        x = x + product(torch.cat(mixed) if len(mixed) > 1 else mixed[0], layer.out)
+        gate, up = product(rms_norm(x, layer.post_norm, eps), layer.gate_up).chunk(2, dim=1)
+        gated = torch.mul(F.silu(gate), up, out=gate.new_empty(gate.shape))
+        x = x + product(gated, layer.down)
     pool.grow(rows, new)
-    return rms_norm(x, weights.norm, config.rms_norm_eps)
+    return rms_norm(x, weights.norm, eps).view(count, new, -1)
 
 
 def prefill(weights: LMWeights, pool: KVPool, tokens: Tensor, rows: Sequence[int]) -> Tensor | None:
@@ -174,13 +211,19 @@ def prefill(weights: LMWeights, pool: KVPool, tokens: Tensor, rows: Sequence[int
 
 def logits(weights: LMWeights, hidden: Tensor, rows: slice = slice(None)) -> Tensor:
     """Float32 logits [..., N] of the drawable ids, or of some rows of them, for hidden states [..., H]."""
-    return dense(hidden, weights.head[rows]).float()
+    return _product(hidden, weights.head[rows])
 
 
-def normaliser(weights: LMWeights, hidden: Tensor, drawable: Tensor) -> Tensor:
-    """Log-sum-exp over the whole vocabulary [..., 1], given the drawable ids' logits [..., N]."""
-    total = drawable.logsumexp(-1, keepdim=True)
-    if weights.rest is None:
-        return total
-    rest = dense(hidden, weights.rest).float().logsumexp(-1, keepdim=True)
-    return torch.logaddexp(total, rest)
+def logits_and_normaliser(weights: LMWeights, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """Float32 logits [..., N] of the drawable ids, and the log-sum-exp [..., 1] of those of all ids that were kept."""
+    every = _product(hidden, weights.every)
+    return every[..., : len(weights.drawable)], every.logsumexp(-1, keepdim=True)
+
+
+def _product(hidden: Tensor, head: Tensor) -> Tensor:
+    """Rows of the head [N, H] times hidden states [..., H], in float32."""
+    x, matrix = hidden.reshape(-1, hidden.shape[-1]), Matrix(head)
+    if not is_thin(len(x), matrix):
+        return F.linear(hidden, head).float()
+    product = linear_thin(x, matrix)
+    return torch.stack(product.unbind()).view(*hidden.shape[:-1], -1)  # laid out anew, faster than contiguous() does

@@ -25,7 +25,7 @@ def run_parity(
     data = Golden(golden, find_tokenizer(golden), device, dtype, int8)
     judged = device.type == "cpu" and dtype == torch.float32 and not int8
     held = True
-    with torch.no_grad():
+    with torch.inference_mode():
         for needed, check in CHECKS:
             missing = [name for name in needed if name not in data]
             if missing:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from yue_core.lm.guided import Draw
 from yue_core.lm.kv import KVPool
 from yue_core.lm.layout import LMWeights
 from yue_core.lm.sampler import Knobs, guide, process
-from yue_core.lm.transformer import dense, forward, logits, normaliser, prefill
+from yue_core.lm.transformer import forward, logits_and_normaliser, prefill
 from yue_core.parity.upstream import Ints, closed, cut_reference
 from yue_core.progress import Progress
 from yue_core.song import Sampling
@@ -99,11 +100,11 @@ def _branches(lm: LMWeights, input_ids: Ids, new_ids: Ids) -> tuple[list[Tensor]
     prefill(lm, pool, prompt[None, :-1].to(lm.device), [0])
     fed = torch.cat([prompt[-1:], answer[:-1]])[None].to(lm.device)  # [1, S]
     hidden = [forward(lm, pool, fed, [row])[0] for row in (0, 1)]  # [S, H] each
-    raw = [logits(lm, h) for h in hidden]
+    raw, totals = zip(*(logits_and_normaliser(lm, h) for h in hidden), strict=True)
     everything = torch.empty(lm.config.vocab_size)
     everything[lm.drawable.cpu()] = raw[0][0].cpu()
-    everything[_others(lm)] = dense(hidden[0][:1], lm.rest)[0].float().cpu()
-    return raw, [normaliser(lm, h, r) for h, r in zip(hidden, raw, strict=True)], everything
+    everything[_others(lm)] = F.linear(hidden[0][0], lm.rest).float().cpu()
+    return list(raw), list(totals), everything
 
 
 def _others(lm: LMWeights) -> Tensor:

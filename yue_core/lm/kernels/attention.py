@@ -27,7 +27,7 @@ def _piece(total, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def _split_kernel(
-    query_ptr, keys_ptr, values_ptr, base_ptr, length_ptr, partial_ptr, mass_ptr, scale,
+    query_ptr, keys_ptr, values_ptr, base_ptr, length_ptr, partial_ptr, mass_ptr, scale, head_stride,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, NEW: tl.constexpr, SPLITS: tl.constexpr,
     QUERIES: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -54,7 +54,7 @@ def _split_kernel(
     last = length + r % NEW  # the newest key that each query sees
 
     slot = (tl.load(base_ptr + row) + start).to(tl.int64) + t
-    at = (slot * KV_HEADS + kv) * D
+    at = kv.to(tl.int64) * head_stride + slot * D
     keys_at = keys_ptr + at[None, :] + d[:, None]
     values_at = values_ptr + at[:, None] + d[None, :]
     top = tl.full([QUERIES], float("-inf"), tl.float32)
@@ -62,7 +62,7 @@ def _split_kernel(
     mixed = tl.zeros([QUERIES, D], tl.float32)
     for key in tl.range(start, end, BLOCK, num_stages=STAGES):
         inside = key + t < end
-        step = (key - start).to(tl.int64) * KV_HEADS * D
+        step = (key - start).to(tl.int64) * D
         keys = tl.load(keys_at + step, mask=inside[None, :], other=0.0)
         values = tl.load(values_at + step, mask=inside[:, None], other=0.0)
         score = tl.dot(query, keys, input_precision="ieee") * (scale * LOG2_E)
@@ -116,17 +116,17 @@ def attention(
 ) -> None:
     """Causal attention of the newest Q tokens of R rows, whose keys and values are already in the pool.
 
-    query, out [M, heads, D] with M = R * Q, row by row, then token by token; keys, values [slots, kv heads, D];
-    base, length [R] int32: row r's tokens are slots base[r] .. base[r] + length[r] + Q - 1;
+    query, out [M, heads, D] with M = R * Q, row by row, then token by token; keys, values [kv heads, slots, D],
+    of equal strides; base, length [R] int32: row r's tokens are slots base[r] .. base[r] + length[r] + Q - 1;
     partial [M, heads, splits, D] and mass [M, heads, splits, 2] float32 are scratch. `splits` is a power of two.
     """
     count, heads, width = query.shape
     new = count // base.shape[0]
     splits = partial.shape[2]
-    _split_kernel[(splits, keys.shape[1], base.shape[0])](
-        query, keys, values, base, length, partial, mass, width**-0.5,
-        HEADS=heads, KV_HEADS=keys.shape[1], D=width, NEW=new, SPLITS=splits,
-        QUERIES=max(QUERIES, triton.next_power_of_2(heads // keys.shape[1] * new)),
+    _split_kernel[(splits, keys.shape[0], base.shape[0])](
+        query, keys, values, base, length, partial, mass, width**-0.5, keys.stride(0),
+        HEADS=heads, KV_HEADS=keys.shape[0], D=width, NEW=new, SPLITS=splits,
+        QUERIES=max(QUERIES, triton.next_power_of_2(heads // keys.shape[0] * new)),
         BLOCK=KEYS_PER_STEP, STAGES=3 if keys.element_size() < 4 else 2, num_warps=4, **launch_options(pdl),
     )  # fmt: skip
     _combine_kernel[(heads, count)](

@@ -53,8 +53,8 @@ def _embed_kernel(
 
 @triton.jit
 def _qkv_kernel(
-    x_ptr, stride, square_ptr, w_ptr, scale_ptr, cos_ptr, sin_ptr, base_ptr, length_ptr,
-    query_ptr, keys_ptr, values_ptr, rows, eps,
+    x_ptr, stride, square_ptr, w_ptr, scale_ptr, rotary_ptr, base_ptr, length_ptr,
+    query_ptr, keys_ptr, values_ptr, head_stride, rows, eps,
     WIDTH: tl.constexpr, TILES: tl.constexpr,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, NEW: tl.constexpr,
     INT8: tl.constexpr, READY: tl.constexpr, PAD: tl.constexpr, OUTPUTS: tl.constexpr,
@@ -77,15 +77,16 @@ def _qkv_kernel(
     i = first + tl.arange(0, half)
     position = tl.load(length_ptr + m // NEW, mask=alive, other=0) + m % NEW
     turned = (head < HEADS + KV_HEADS) & alive[None, :]
-    cos = tl.load(cos_ptr + position[None, :] * D + i[:, None], mask=turned, other=1.0)
-    sin = tl.load(sin_ptr + position[None, :] * D + i[:, None], mask=turned, other=0.0)
+    angle = rotary_ptr + position[None, :] * (2 * D) + i[:, None]
+    cos = tl.load(angle, mask=turned, other=1.0)
+    sin = tl.load(angle + D + D // 2, mask=turned, other=0.0)
     slot = (tl.load(base_ptr + m // NEW, mask=alive, other=0) + position).to(tl.int64)
     if head < HEADS:
         to = query_ptr + (m.to(tl.int64) * HEADS + head) * D
     elif head < HEADS + KV_HEADS:
-        to = keys_ptr + (slot * KV_HEADS + head - HEADS) * D
+        to = keys_ptr + (head - HEADS).to(tl.int64) * head_stride + slot * D
     else:
-        to = values_ptr + (slot * KV_HEADS + head - HEADS - KV_HEADS) * D
+        to = values_ptr + (head - HEADS - KV_HEADS).to(tl.int64) * head_stride + slot * D
     at = to[None, :] + i[:, None]
     tl.store(at, left * cos - right * sin, mask=alive[None, :])
     tl.store(at + D // 2, right * cos + left * sin, mask=alive[None, :])
@@ -181,7 +182,7 @@ def qkv(
     x: Tensor,
     square: Tensor,
     matrix: Matrix,
-    rotary: tuple[Tensor, Tensor],
+    rotary: Tensor,
     base: Tensor,
     length: Tensor,
     query: Tensor,
@@ -194,9 +195,10 @@ def qkv(
 ) -> None:
     """Norm, queries, keys and values; rotation by position (RoFormer); append to the pool.
 
-    x [M, H]; square [M, H / 16]; matrix [qkv_size, H]; rotary: cosines and sines [positions, D] of which the first
-    half counts; base, length [R] int32: token t of sequence r has position length[r] + t and goes to slot
-    base[r] + length[r] + t; query [M, heads, D]; keys, values [slots, kv heads, D] of one layer.
+    x [M, H]; square [M, H / 16]; matrix [qkv_size, H]; rotary [positions, 2, D]: cosines and sines, of which the first
+    and the second half count; base, length [R] int32: token t of sequence r has position length[r] + t and goes to slot
+    base[r] + length[r] + t; query [M, heads, D]; keys, values [kv heads, slots, D] of one layer, of equal
+    strides.
     """
     rows, heads, width = query.shape
     tile = tile or Tile.of(rows)
@@ -204,9 +206,9 @@ def qkv(
     source, arguments = launch(x, matrix, tile, pdl)
     grid = (matrix.weight.shape[0] // tile.outputs, triton.cdiv(rows, arguments["PAD"]))
     _qkv_kernel[grid](
-        source, source.stride(0), square, matrix.weight, matrix.scale, *rotary, base, length,
-        query, keys, values, rows, eps, WIDTH=x.shape[1], TILES=square.shape[1],
-        HEADS=heads, KV_HEADS=keys.shape[1], D=width, NEW=rows // base.shape[0], **arguments,
+        source, source.stride(0), square, matrix.weight, matrix.scale, rotary, base, length,
+        query, keys, values, keys.stride(0), rows, eps, WIDTH=x.shape[1], TILES=square.shape[1],
+        HEADS=heads, KV_HEADS=keys.shape[0], D=width, NEW=rows // base.shape[0], **arguments,
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from yue_core.lm.kernels.product import SQUARE_TILE, Tile
 from yue_core.lm.layout import Matrix
-from yue_core.lm.transformer import attend, rotate, rotations
+from yue_core.lm.transformer import attend, causal_mask, rotate
 
 
 def full(matrix: Matrix) -> Tensor:
@@ -47,7 +47,7 @@ def qkv(
     x: Tensor,
     square: Tensor,
     matrix: Matrix,
-    rotary: tuple[Tensor, Tensor],
+    rotary: Tensor,
     base: Tensor,
     length: Tensor,
     query: Tensor,
@@ -60,15 +60,15 @@ def qkv(
 ) -> None:
     """See layer.qkv."""
     rows, heads, width = query.shape
-    kv, count = keys.shape[1], base.shape[0]
+    kv, count = keys.shape[0], base.shape[0]
     position = length.long()[:, None] + torch.arange(rows // count, device=x.device)  # [R, Q]
     slot = (base.long()[:, None] + position).flatten()
-    cos, sin = rotations(rotary, position)
-    mixed = (_normed(x, square, eps) @ full(matrix).T).view(count, -1, heads + 2 * kv, width)
-    turned = rotate(mixed[:, :, : heads + kv], cos, sin).flatten(0, 1)  # [M, heads + kv, D]
+    cos, sin = rotary[position.flatten(), None].unbind(-2)  # [M, 1, D] each
+    mixed = (_normed(x, square, eps) @ full(matrix).T).view(rows, heads + 2 * kv, width)
+    turned = rotate(mixed[:, : heads + kv], cos, sin)
     query.copy_(turned[:, :heads])
-    keys[slot] = turned[:, heads:].to(keys.dtype)
-    values[slot] = mixed[:, :, heads + kv :].flatten(0, 1).to(values.dtype)
+    keys[:, slot] = turned[:, heads:].transpose(0, 1).to(keys.dtype)
+    values[:, slot] = mixed[:, heads + kv :].transpose(0, 1).to(values.dtype)
 
 
 def attention(
@@ -84,11 +84,12 @@ def attention(
     pdl: bool = False,
 ) -> None:
     """See attention.attention; this one reads the lengths on the host."""
-    new = query.shape[0] // base.shape[0]
+    new, group = query.shape[0] // base.shape[0], query.shape[1] // keys.shape[0]
     rows = zip(torch.split(query, new), torch.split(out, new), base.tolist(), length.tolist(), strict=True)
     for asked, answer, first, held in rows:
         span = slice(first, first + held + new)
-        mixed = attend(asked[None].float(), keys[span][None].float(), values[span][None].float())
+        mask = causal_mask(new, held + new, group, torch.empty(0))
+        mixed = attend(asked[None].float(), keys[None, :, span].float(), values[None, :, span].float(), mask)
         answer.copy_(mixed.view_as(answer))
 
 
