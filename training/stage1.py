@@ -34,23 +34,27 @@ DELAYS = (
 UNCONDITIONAL = 0.1  # of the examples begin at <xcodec>, as guidance's second branch does
 WITH_REFERENCE = 0.2
 WITH_EARLIER = 0.4  # of the later sections follow the one before
+# What a frame's targets count: most only go on as before; onsets and ends are decided on the grid.
+HELD, ON_GRID, AT_BAR = 0.2, 1.0, 8.0
 GAP = 2500  # ids left out of the count of positions, at most: long songs in short examples (Zhu et al. 2023, PoSE)
 
 
 @dataclass(frozen=True)
 class Example:
-    """One sequence; targets are its audio ids."""
+    """One sequence; ids of audio are its targets, with a weight each, all others have none."""
 
     ids: list[int]
     positions: list[int]
-    targets: list[bool]
+    weights: list[float]
 
 
-def section_audio(song: Song, index: int) -> list[int]:
-    """Ids of one section, end-of-audio included."""
-    part = song.parts[index]
-    codes = np.stack([vocal_codes(part, song.style), band_codes(part, song.style)], axis=1)
-    return [*(codes.reshape(-1) + V.codebook_start).tolist(), V.end_of_audio]
+def section_audio(song: Song, index: int) -> tuple[list[int], list[float]]:
+    """Ids of one section, end-of-audio included, and the weight of each."""
+    part, style = song.parts[index], song.style
+    codes = np.stack([vocal_codes(part, style), band_codes(part, style)], axis=1)
+    frame = np.arange(part.length + 1)
+    weights = np.where(frame % style.bar == 0, AT_BAR, np.where(frame % style.sixteenth == 0, ON_GRID, HELD))
+    return [*(codes.reshape(-1) + V.codebook_start).tolist(), V.end_of_audio], np.repeat(weights, 2)[:-1].tolist()
 
 
 def reference_codes(rng: np.random.Generator, style: Style) -> list[Codes]:
@@ -71,31 +75,34 @@ def example(seed: int, tokenizer: Tokenizer) -> Example:
     song = draw_song(seed)
     index = int(rng.integers(len(song.parts)))
     if rng.random() < UNCONDITIONAL:
-        ids = [V.xcodec, *section_audio(song, index)]
-        return Example(ids, list(range(len(ids))), [False] + [True] * (len(ids) - 1))
+        audio, weights = section_audio(song, index)
+        return Example([V.xcodec, *audio], list(range(len(audio) + 1)), [0.0, *weights])
     reference = reference_codes(rng, song.style) if rng.random() < WITH_REFERENCE else []
     tags = draw_tags(rng, song.style, 0.4) if reference else song.tags
     prompt = build_prompt(tokenizer, V, tags, [part.section for part in song.parts], reference)
+    ids, weights = list(prompt.head), [0.0] * len(prompt.head)
     first = index - int(index > 0 and rng.random() < WITH_EARLIER)
-    audio = {i: section_audio(song, i) for i in range(first, index + 1)}
-    kept = [token for i, codes in audio.items() for token in (*prompt.sections[i], *codes)]
-    head = list(prompt.head)
-    ids = [*head, *kept[len(prompt.border) * (first > 0) :]]  # sections before may be dropped, as fit_context does it
+    for i in range(first, index + 1):
+        before = prompt.sections[i]
+        if i == first and first > 0:  # sections before may be dropped, as fit_context does it
+            before = before[len(prompt.border) :]
+        audio, each = section_audio(song, i)
+        ids += [*before, *audio]
+        weights += [0.0] * len(before) + each
     gap = int(rng.integers(GAP)) if rng.random() < 0.5 else 0
-    positions = [i + (gap if i >= len(head) else 0) for i in range(len(ids))]
-    is_code = [token >= V.codebook_start or token == V.end_of_audio for token in ids]
-    targets = [code and i >= len(head) for i, code in enumerate(is_code)]
-    return Example(ids, positions, targets)
+    positions = [i + (gap if i >= len(prompt.head) else 0) for i in range(len(ids))]
+    return Example(ids, positions, weights)
 
 
 def batch(examples: list[Example]) -> tuple[Tensor, Tensor, Tensor]:
-    """ids, positions and targets [B, T], padded on the right; what follows a sequence changes nothing before."""
+    """ids, positions and weights [B, T], padded on the right; what follows a sequence changes nothing before."""
     length = max(len(one.ids) for one in examples)
-    ids, positions, targets = (np.zeros((len(examples), length), dtype=np.int64) for _ in range(3))
+    ids, positions = (np.zeros((len(examples), length), dtype=np.int64) for _ in range(2))
+    weights = np.zeros((len(examples), length), dtype=np.float32)
     for row, one in enumerate(examples):
         n = len(one.ids)
-        ids[row, :n], positions[row, :n], targets[row, :n] = one.ids, one.positions, one.targets
-    return torch.from_numpy(ids), torch.from_numpy(positions), torch.from_numpy(targets).bool()
+        ids[row, :n], positions[row, :n], weights[row, :n] = one.ids, one.positions, one.weights
+    return torch.from_numpy(ids), torch.from_numpy(positions), torch.from_numpy(weights)
 
 
 def batches(seed: int, tokenizer: Tokenizer) -> list[Example]:
@@ -111,14 +118,16 @@ def batches(seed: int, tokenizer: Tokenizer) -> list[Example]:
 
 
 def loss_of(model: Llama, examples: list[Example]) -> Tensor:
-    """Mean cross-entropy of the audio ids, in nats."""
-    ids, positions, targets = batch(examples)
+    """Weighted mean cross-entropy of the audio ids, in nats."""
     device = model.lm_head.weight.device
-    ids, positions, targets = ids.to(device), positions.to(device), targets.to(device)
+    ids, positions, weights = (tensor.to(device) for tensor in batch(examples))
+    targets = weights[:, 1:] > 0
     with torch.autocast(device.type, torch.bfloat16):
-        hidden = model(ids[:, :-1], positions[:, :-1])[targets[:, 1:]]
+        hidden = model(ids[:, :-1], positions[:, :-1])[targets]
         scores = F.linear(hidden, model.lm_head.weight[V.end_of_audio :])  # no text is ever drawn
-    return F.cross_entropy(scores.float(), ids[:, 1:][targets[:, 1:]] - V.end_of_audio)
+    losses = F.cross_entropy(scores.float(), ids[:, 1:][targets] - V.end_of_audio, reduction="none")
+    share: Tensor = weights[:, 1:][targets] / weights.sum()
+    return losses @ share
 
 
 def train_stage1(work: Path, folder: Path, tokenizer: Tokenizer, device: str) -> None:

@@ -32,6 +32,7 @@ class Ensemble:
         self._waiting: deque[Take] = deque()
         self._driving = threading.Lock()
 
+    @torch.inference_mode()
     def write(self, takes: Sequence[Take], progress: Progress, section_done: Callable[[], None] = lambda: None) -> None:
         """Write all takes; their `audio` and `truncated` are complete afterwards.
 

@@ -102,7 +102,6 @@ class Pipeline:
         notes = (*drawing.notes(1), *self.stage2_drawing.notes(2))
         return Plan(request, lyrics.sections, count, tags, key, (*lyrics.warnings, *hints, *warnings, *notes))
 
-    @torch.inference_mode()
     def generate(
         self,
         request: SongRequest,
@@ -155,6 +154,7 @@ class Pipeline:
         for ensemble in self.stage1.values():
             ensemble.release()
 
+    @torch.inference_mode()
     def render(
         self, plan: Plan, takes: Sequence[Take], progress: Progress, windows: dict[Window, Grid] | None = None
     ) -> list[Song]:

@@ -12,11 +12,12 @@ from tests.server.serving import LYRICS, NO_MODELS, QUICK, SHORT, clip, content,
 
 STOP_SECONDS = 2.0  # half a second on a machine of one's own; RELIABILITY.md has the figures
 LONG = {"lyrics": LYRICS, "seed": 1, "max_new_tokens": 6000}
+PREFILL = {"lyrics": "[verse]\n" + 140 * "Paper boats are drifting on the rain\n", "seed": 1, "max_new_tokens": 3000}
 STAGES = {  # words to wait for -> what to ask for
-    "stage 1": LONG | {"genre_tags": "pop"},
+    "stage 1": LONG | {"lyrics": 20 * LYRICS, "genre_tags": "pop"},
     "stage 2": LONG | {"genre_tags": "no-stage1"},
     "audio": LONG | {"genre_tags": NO_MODELS},
-    "Starting prediction": LONG | {"lyrics": LYRICS * 150, "genre_tags": "pop"},  # prefill
+    "Starting prediction": {**PREFILL, "genre_tags": "pop"},
 }
 
 

@@ -142,7 +142,7 @@ def attend_thin(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
     count, new, heads, width = query.shape
     kv = len(keys) // count
     folded = query.view(count, new, kv, -1, width).permute(2, 0, 3, 1, 4).reshape(len(keys), -1, width)
-    scores = torch.bmm(folded * width**-0.5, keys.transpose(1, 2))  # [kv heads * R, group * Q, T]
+    scores = torch.bmm(keys, (folded * width**-0.5).transpose(1, 2)).transpose(1, 2)  # [kv heads * R, group * Q, T]
     if mask is not None:
         scores += mask
     mixed = torch.bmm(scores.softmax(-1), values).view(kv, count, -1, new, width)
