@@ -33,7 +33,7 @@ def test_together_they_are_what_they_are_alone(pair, server):
 
 def test_a_third_one_is_told_to_come_back(pair, webhooks):
     for name in ("first", "second"):
-        pair.start(name, webhook=webhooks.url, lyrics=LYRICS, genre_tags="pop", seed=1, max_new_tokens=6000)
+        pair.start(name, webhook=webhooks.url, lyrics=20 * LYRICS, genre_tags="pop", seed=1, max_new_tokens=6000)
     assert pair.health()["status"] == "BUSY"
     assert pair.http.post("/predictions", json={"input": SHORT}).status_code == 409
     pair.cancel("first")
