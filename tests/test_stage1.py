@@ -60,7 +60,8 @@ def take_of(sections: int = 3, sampling: Sampling = SETTINGS, seed: int = 1, var
 def batch_of(lm: LMWeights, songs: int = 1, **more: Any) -> Stage1Batch:
     """A batch in whose pool an unwritten slot would show in any result."""
     batch = Stage1Batch(lm, VOCABULARY, songs, **more)
-    batch.pool.slots.fill_(torch.nan)
+    batch.pool.keys.fill_(torch.nan)
+    batch.pool.values.fill_(torch.nan)
     return batch
 
 

@@ -61,7 +61,8 @@ def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     class Poisoned(KVPool):
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
-            self.slots.fill_(torch.nan)
+            self.keys.fill_(torch.nan)
+            self.values.fill_(torch.nan)
 
     monkeypatch.setattr(stage2, "KVPool", Poisoned)
 

@@ -82,7 +82,7 @@ class Stage1Batch:
 
     def __init__(self, lm: LMWeights, vocabulary: Vocabulary, songs: int, choose: Draw = draw) -> None:
         self.lm, self.vocabulary = lm, vocabulary
-        self.pool = KVPool(lm.config, song_capacity(lm) * songs, lm.device, lm.dtype)
+        self.pool = KVPool(lm.config, song_capacity(lm) * songs, lm.device, lm.dtype, lm.crosswise)
         self.takes: list[Take | None] = [None] * songs
         self._cached: list[list[int]] = [[] for _ in range(songs)]  # ids in each prompted row
         self._before: list[int] = [0] * songs  # tokens that the take had written before the open section

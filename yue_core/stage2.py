@@ -143,7 +143,8 @@ def _run(
 
     With `choose` on the plain forward pass; without, greedily, as one captured graph per frame.
     """
-    pool = KVPool(lm.config, [slots_of(len(w), vocabulary) for w in windows], lm.device, lm.dtype)
+    capacity = [slots_of(len(w), vocabulary) for w in windows]
+    pool = KVPool(lm.config, capacity, lm.device, lm.dtype, lm.crosswise)
     base = [torch.from_numpy(w.astype(np.int64)).to(lm.device) + vocabulary.codebook_start for w in windows]
     for group in _equal_lengths(windows):
         rows = list(range(group.start, group.stop))

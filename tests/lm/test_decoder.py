@@ -33,6 +33,12 @@ PROMPT = Prompt(head=(70, 71, 72), sections=((60, 1, 5), (81, 61, 1, 5), (81, 62
 pytestmark = pytest.mark.usefixtures("twin_step")
 
 
+@pytest.fixture(autouse=True)
+def as_kernels_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pools have the layout of CUDA."""
+    monkeypatch.setattr(LMWeights, "crosswise", False)
+
+
 @pytest.fixture
 def lm(make_lm: Callable[..., LMWeights]) -> LMWeights:
     return make_lm(CONFIG, [2, *range(20, 36)])

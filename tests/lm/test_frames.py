@@ -30,7 +30,8 @@ def lm(make_lm: Callable[..., LMWeights]) -> LMWeights:
 
 def frame_rows(lm: LMWeights) -> FrameRows:
     pool = KVPool(CONFIG, [len(PROMPT) + 4 * len(ids) + 1 for ids in GIVEN], lm.device, lm.dtype)
-    pool.slots.fill_(torch.nan)
+    pool.keys.fill_(torch.nan)
+    pool.values.fill_(torch.nan)
     for row in range(len(GIVEN)):
         prefill(lm, pool, torch.tensor([PROMPT[:-1]]), [row])
     given = torch.tensor([ids + [0] * (4 - len(ids)) for ids in GIVEN])
@@ -65,7 +66,7 @@ def test_windows_of_unequal_length_equal_the_host_loop(lm: LMWeights) -> None:
 
 
 def test_a_frame_reads_nothing_on_the_host(lm: LMWeights, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step_module, "attention", lambda *tensors, pdl: tensors[-1].copy_(tensors[0]))
+    monkeypatch.setattr(step_module, "attention", lambda *tensors, kv_heads, pdl: tensors[-1].copy_(tensors[0]))
     rows = frame_rows(lm)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         for name in ("given", "frames", "frame", "last", "drawn"):

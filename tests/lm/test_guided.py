@@ -39,7 +39,8 @@ def uniforms(song: int) -> Tensor:
 
 def guided(lm: LMWeights, songs: int) -> GuidedRows:
     pool = KVPool(CONFIG, [40, 20] * songs, lm.device, lm.dtype)
-    pool.slots.fill_(torch.nan)
+    pool.keys.fill_(torch.nan)
+    pool.values.fill_(torch.nan)
     step = FastStep(lm, pool, 2 * songs, splits=2)
     return GuidedRows(pool, lm.drawable, END, songs, 14, step.run, step.normaliser)
 
@@ -113,7 +114,7 @@ def test_the_budget_ends_a_song(lm: LMWeights) -> None:
 
 def test_a_step_reads_nothing_on_the_host(lm: LMWeights, monkeypatch: pytest.MonkeyPatch) -> None:
     # The twin of attention reads lengths; the kernel's launch does not.
-    monkeypatch.setattr(step_module, "attention", lambda *tensors, pdl: tensors[-1].copy_(tensors[0]))
+    monkeypatch.setattr(step_module, "attention", lambda *tensors, kv_heads, pdl: tensors[-1].copy_(tensors[0]))
     with FakeTensorMode(allow_non_fake_inputs=True):
         rows = guided(lm, 2)
         rows.step()

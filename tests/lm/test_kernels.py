@@ -105,14 +105,15 @@ else:
         count = rows // new
         base = torch.arange(count, dtype=torch.int32) * 50
         length = torch.arange(count, dtype=torch.int32) * 13 % 47
+        capacity = torch.full_like(length, 50)
         weight = matrix(CONFIG.qkv_size, CONFIG.hidden_size, dtype, int8)
         results = []
         for module in (layer, twins):
             query = torch.full((rows, heads, width), torch.nan, dtype=dtype)
-            keys = torch.full((kv, count * 50, width), torch.nan, dtype=dtype)
+            keys = torch.full((kv * count * 50 * width,), torch.nan, dtype=dtype)
             values = keys.clone()
             rotary = rotary_table(CONFIG, x.device)
-            module.qkv(x, square, weight, rotary, base, length, query, keys, values, EPS)
+            module.qkv(x, square, weight, rotary, base, capacity, length, query, keys, values, EPS)
             results.append((query, keys, values))
         for ours, theirs in zip(*results, strict=True):
             assert torch.equal(ours.isnan(), theirs.isnan())  # exactly the new slots were written
@@ -169,19 +170,20 @@ else:
     ) -> None:
         lengths = [0, 5, 62, 63, 64, 300]
         count, capacity = len(lengths), 320
-        keys = torch.full((kv, count * capacity, width), torch.nan, dtype=dtype)  # unwritten slots are poison
+        keys = torch.full((count, kv, capacity, width), torch.nan, dtype=dtype)  # unwritten slots are poison
         values = keys.clone()
         base = torch.arange(count, dtype=torch.int32).flip(0) * capacity
         for first, held in zip(base.tolist(), lengths, strict=True):
-            span = slice(first, first + held + new)
-            keys[:, span], values[:, span] = random(2, kv, held + new, width, dtype=dtype)
+            for each in (keys, values):
+                each[first // capacity, :, : held + new] = random(kv, held + new, width, dtype=dtype)
         query = random(count * new, heads, width, dtype=dtype)
         partial = torch.full((count * new, heads, splits, width), torch.nan)
         mass = torch.full((count * new, heads, splits, 2), torch.nan)
         ours, theirs = torch.full((2, *query.shape), torch.nan, dtype=dtype)
-        arguments = (query, keys, values, base, torch.tensor(lengths, dtype=torch.int32), partial, mass)
-        attention.attention(*arguments, ours)
-        twins.attention(*arguments, theirs)
+        table = (base, torch.full_like(base, capacity), torch.tensor(lengths, dtype=torch.int32))
+        arguments = (query, keys.flatten(), values.flatten(), *table, partial, mass)
+        attention.attention(*arguments, ours, kv_heads=kv)
+        twins.attention(*arguments, theirs, kv_heads=kv)
         close(ours, theirs)
 
     def wide(lm: LMWeights) -> LMWeights:
@@ -193,7 +195,8 @@ else:
 
     def filled_pool(lm: LMWeights, lengths: list[int]) -> KVPool:
         pool = KVPool(lm.config, [length + 20 for length in lengths], lm.device, lm.dtype)
-        pool.slots.fill_(torch.nan)
+        pool.keys.fill_(torch.nan)
+        pool.values.fill_(torch.nan)
         for row, length in enumerate(lengths):
             prefill(lm, pool, torch.arange(length)[None] * 7 % 230, [row])
         return pool

@@ -11,8 +11,8 @@ from yue_core.lm.kv import KVPool, Run
 CONFIG = LMConfig(16, 2, 4, 2, 32, 50, 64, 10_000.0, 1e-5)
 
 
-def pool_of(capacity: list[int], lengths: list[int]) -> KVPool:
-    pool = KVPool(CONFIG, capacity, torch.device("cpu"), torch.float32)
+def pool_of(capacity: list[int], lengths: list[int], crosswise: bool = False) -> KVPool:
+    pool = KVPool(CONFIG, capacity, torch.device("cpu"), torch.float32, crosswise)
     for row, length in enumerate(lengths):
         pool.cut(row, length)
     return pool
@@ -39,15 +39,18 @@ def test_rows_that_are_no_neighbours_are_no_run() -> None:
     assert list(pool.runs([0, 1, 2])) == [Run(0, 3, 0, 10, 4)]
 
 
-def test_a_runs_rows_are_a_view_of_their_slots() -> None:
-    pool = pool_of([10, 10, 6], [4, 4, 2])
-    pool.slots.zero_()
+@pytest.mark.parametrize("crosswise", [False, True])
+def test_a_runs_rows_are_a_view_of_their_slots(crosswise: bool) -> None:
+    pool = pool_of([10, 10, 6], [4, 4, 2], crosswise)
+    pool.keys.zero_()
+    pool.values.zero_()
     (run,) = pool.runs([0, 1])
-    rows = pool.rows_of(run)
-    assert rows.shape == (2, 4, 2, 10, 4)  # layers, key and value heads, rows, slots, D
-    rows[1, 3, 1, 4] = 7.0  # layer 1, the second value head, row 1, token 4
-    assert bool((pool.values[1, 1, 14] == 7.0).all())
-    assert int((pool.slots != 0).sum()) == pool.values[1, 1, 14].numel()
+    for rows, memory in zip(pool.rows_of(run), (pool.keys, pool.values), strict=True):
+        assert rows.shape == (2, 2, 2, 10, 4)  # layers, rows, kv heads, slots, D
+        rows[1, 1, 0, 4] = 7.0
+        row = memory[1, 10 * 8 : 20 * 8]
+        assert bool((row == 7.0).sum() == 4)
+        assert int((memory != 0).sum()) == 4
 
 
 def test_cut_and_grow_keep_both_tables_together() -> None:
@@ -62,15 +65,19 @@ def test_cut_and_grow_keep_both_tables_together() -> None:
         pool.grow([0], 4)
 
 
-def test_copy_takes_the_filled_part_alone() -> None:
-    pool = pool_of([6, 8], [4, 1])
-    pool.slots.copy_(torch.arange(pool.slots.numel()).view(pool.slots.shape))
-    before = pool.slots.clone()
+@pytest.mark.parametrize("crosswise", [False, True])
+def test_copy_takes_the_filled_part_alone(crosswise: bool) -> None:
+    pool = pool_of([6, 8], [4, 1], crosswise)
+    pool.keys.copy_(torch.arange(pool.keys.numel()).view(pool.keys.shape))
+    pool.values.copy_(-pool.keys)
+    first, second = (pool.rows_of(Run(0, 1, pool.base[row], pool.capacity[row], 0)) for row in (0, 1))
+    before = [each.clone() for each in (*first, *second)]
     pool.copy(0, 1)
     assert pool.length == [4, 4] == pool.device_length.tolist()
-    assert torch.equal(pool.slots[:, :, 6:10], before[:, :, 0:4])
-    assert torch.equal(pool.slots[:, :, 10:], before[:, :, 10:])
-    assert torch.equal(pool.slots[:, :, :6], before[:, :, :6])
+    for i in (0, 1):
+        assert torch.equal(first[i], before[i])
+        assert torch.equal(second[i][:, :, :, :4], before[i][:, :, :, :4])
+        assert torch.equal(second[i][:, :, :, 4:], before[2 + i][:, :, :, 4:])
 
 
 def test_bytes_per_token_of_the_published_models() -> None:

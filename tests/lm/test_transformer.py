@@ -41,8 +41,9 @@ def load(folder: Path, dtype: torch.dtype = torch.float32, **more: Any) -> LMWei
 
 def pool_of(lm: LMWeights, capacity: list[int]) -> KVPool:
     """A pool whose empty slots would show in any result."""
-    pool = KVPool(lm.config, capacity, lm.device, lm.dtype)
-    pool.slots.fill_(torch.nan)
+    pool = KVPool(lm.config, capacity, lm.device, lm.dtype, lm.crosswise)
+    pool.keys.fill_(torch.nan)
+    pool.values.fill_(torch.nan)
     return pool
 
 

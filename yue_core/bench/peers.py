@@ -57,8 +57,15 @@ class Upstream:
         return ids
 
     def stage2(self, prefix: Tensor, given: Tensor) -> Tensor:
-        """After `prefix` [B, T], write 7 codes for each given codebook-0 id of `given` [B, frames]."""
-        ids = prefix
+        """After `prefix` [B, T], write 7 codes for each given codebook-0 id of `given` [B, frames].
+
+        The windows are those of one track after those of the other, and so are the tracks refined; all windows of a
+        track in one batch favour upstream, whose default is 4.
+        """
+        tracks = zip(prefix.chunk(2), given.chunk(2), strict=True)
+        return torch.cat([self._track(*track) for track in tracks])
+
+    def _track(self, ids: Tensor, given: Tensor) -> Tensor:
         for frame in torch.split(given, 1, dim=1):
             ids = torch.cat([ids, frame], dim=1)
             ids = self.models[1].generate(

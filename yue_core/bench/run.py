@@ -79,7 +79,7 @@ def peer(arm: Any, seconds: float, device: torch.device) -> Report:
     frames = round(seconds * FRAMES_PER_SECOND)
     tokens = frames * TOKENS_PER_FRAME
     prompt = torch.tensor([prompt_ids(CONTEXT)], device=device)
-    windows, length = windows_of_song(frames)  # all in one batch, which favours upstream: its default is 4
+    windows, length = windows_of_song(frames)
     prefix = torch.full((windows, length + 3), 45334, device=device)
     given = torch.full((windows, length), 45334, device=device)
     arm.stage1(prompt, 4, sampling)

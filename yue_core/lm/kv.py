@@ -26,19 +26,27 @@ class Run:
 class KVPool:
     """A flat pool of slots; row r owns `capacity[r]` slots from `base[r]` on, `length[r]` of them filled.
 
-    A head's slots lie side by side, so that attention reads them in one sweep. The row table is kept twice: on the
-    host, for the plain path, and on the device, for captured graphs.
+    A row lies in one piece, head by head, so that attention reads it in one sweep. The row table is kept twice: on
+    the host, for the plain path, and on the device, for captured graphs.
     """
 
-    def __init__(self, config: LMConfig, capacity: Sequence[int], device: torch.device, dtype: torch.dtype) -> None:
-        kv = config.num_kv_heads
-        shape = (config.num_layers, 2 * kv, sum(capacity), config.head_dim)
-        self.slots = torch.empty(shape, device=device, dtype=dtype)
-        self.keys, self.values = self.slots[:, :kv], self.slots[:, kv:]  # [L, kv heads, S, D]
+    def __init__(
+        self,
+        config: LMConfig,
+        capacity: Sequence[int],
+        device: torch.device,
+        dtype: torch.dtype,
+        crosswise: bool = False,
+    ) -> None:
+        """`crosswise`: a row's values lie with its slots innermost, as a CPU's product with them reads fastest."""
+        self.config, self.crosswise = config, crosswise
+        self.keys = torch.empty(config.num_layers, sum(capacity) * config.kv_size, device=device, dtype=dtype)
+        self.values = torch.empty_like(self.keys)
         self.capacity = list(capacity)
         self.base = [0, *accumulate(capacity)][:-1]
         self.length = [0] * len(capacity)
         self.device_base = torch.tensor(self.base, device=device, dtype=torch.int32)  # [R]
+        self.device_capacity = torch.tensor(self.capacity, device=device, dtype=torch.int32)  # [R]
         self.device_length = torch.zeros_like(self.device_base)  # [R]
 
     @staticmethod
@@ -60,8 +68,10 @@ class KVPool:
 
     def copy(self, source: int, target: int) -> None:
         """Give `target` the tokens of `source`."""
-        length, a, b = self.length[source], self.base[source], self.base[target]
-        self.slots[:, :, b : b + length] = self.slots[:, :, a : a + length]
+        length = self.length[source]
+        old, new = (self.rows_of(Run(0, 1, self.base[r], self.capacity[r], 0)) for r in (source, target))
+        for here, there in zip(old, new, strict=True):
+            there[:, :, :, :length] = here[:, :, :, :length]
         self.cut(target, length)
 
     def runs(self, rows: Sequence[int]) -> Iterator[Run]:
@@ -74,8 +84,13 @@ class KVPool:
                 yield Run(first, i - first, self.base[a], self.capacity[a], self.length[a])
                 first = i
 
-    def rows_of(self, run: Run) -> Tensor:
-        """The run's rows in all layers, as a view [L, 2 * kv heads, count, capacity, D]: keys, then values."""
-        layers, heads, _, width = self.slots.shape
-        slots = self.slots[:, :, run.base : run.base + run.count * run.capacity]
-        return slots.view(layers, heads, run.count, run.capacity, width)
+    def rows_of(self, run: Run) -> tuple[Tensor, Tensor]:
+        """Keys and values of the run's rows in all layers, as views [L, count, kv heads, capacity, D]."""
+        kv, width = self.config.num_kv_heads, self.config.head_dim
+        rows = slice(run.base * kv * width, (run.base + run.count * run.capacity) * kv * width)
+        shape = (len(self.keys), run.count, kv, run.capacity, width)
+        if self.crosswise:
+            values = self.values[:, rows].view(*shape[:3], width, run.capacity).transpose(3, 4)
+        else:
+            values = self.values[:, rows].view(shape)
+        return self.keys[:, rows].view(shape), values

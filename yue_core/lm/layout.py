@@ -63,6 +63,11 @@ class LMWeights:
         return self.every[len(self.drawable) :] if len(self.every) > len(self.drawable) else None
 
     @property
+    def crosswise(self) -> bool:
+        """Whether its pool's values lie crosswise, see KVPool."""
+        return self.device.type == "cpu" and not self.kernels
+
+    @property
     def device(self) -> torch.device:
         """Where the weights live."""
         return self.embedding.device

@@ -22,7 +22,6 @@ except ImportError:  # optional
 PREFILL_CHUNK = 1024  # tokens per forward pass; bounds the attention mask and the activations
 LONG = 16  # new tokens from which a mask costs more than laying keys out anew
 THIN = 64  # rows up to which `linear_thin` is the faster one
-LONG_ROW = 1024  # tokens from which attention is bound by reading the keys
 
 
 def linear(x: Tensor, matrix: Matrix) -> Tensor:
@@ -124,45 +123,52 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> 
     Query heads that share a key head are laid side by side along the query axis, so that no key is copied.
     Returns [R * Q, heads * D].
     """
-    count, new, heads, width = query.shape
+    count, new = query.shape[:2]
     if query.is_cuda and new > LONG:
         return attend_long(query, keys, values)
     kv = keys.shape[1]
-    group = heads // kv
-    if new == 1:
-        alone = F.scaled_dot_product_attention(query.view(count, kv, group, width), keys, values)
-        return alone.reshape(count, heads * width)
-    folded = query.view(count, new, kv, group, width).permute(0, 2, 3, 1, 4).reshape(count, kv, group * new, width)
-    mixed = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask)
-    return mixed.view(count, kv, group, new, width).permute(0, 3, 1, 2, 4).reshape(count * new, heads * width)
+    folded = fold(query, kv).view(count, kv, -1, query.shape[3])
+    mixed = F.scaled_dot_product_attention(folded, keys, values.contiguous(), attn_mask=mask)
+    return unfold(mixed.flatten(0, 1), count, new)
 
 
 def attend_thin(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """As `attend`, with keys and values [kv heads * R, T, D], each of one stride: products at the memory's pace."""
-    count, new, heads, width = query.shape
-    kv = len(keys) // count
-    folded = query.view(count, new, kv, -1, width).permute(2, 0, 3, 1, 4).reshape(len(keys), -1, width)
-    scores = torch.bmm(keys, (folded * width**-0.5).transpose(1, 2)).transpose(1, 2)  # [kv heads * R, group * Q, T]
+    """As `attend`, by two products that read keys and values at the pace of the memory."""
+    count, new = query.shape[:2]
+    folded = fold(query, keys.shape[1])
+    scores = torch.bmm(keys.flatten(0, 1), folded.transpose(1, 2)).transpose(1, 2)  # [R * kv heads, group * Q, T]
+    scores = torch.mul(scores, query.shape[3] ** -0.5, out=scores.new_empty(scores.shape))  # and laid out by rows
     if mask is not None:
         scores += mask
-    mixed = torch.bmm(scores.softmax(-1), values).view(kv, count, -1, new, width)
-    return mixed.permute(1, 3, 0, 2, 4).reshape(count * new, heads * width)
+    return unfold(torch.bmm(scores.softmax(-1), values.flatten(0, 1)), count, new)
+
+
+def fold(query: Tensor, kv: int) -> Tensor:
+    """Lay query heads that share a key head side by side: [R, Q, heads, D] to [R * kv heads, group * Q, D]."""
+    count, new, heads, width = query.shape
+    if new > 1:
+        query = query.view(count, new, kv, heads // kv, width).permute(0, 2, 3, 1, 4)
+    return query.reshape(count * kv, -1, width)
+
+
+def unfold(mixed: Tensor, count: int, new: int) -> Tensor:
+    """Undo `fold`: [R * kv heads, group * Q, D] to [R * Q, heads * D]."""
+    if new > 1:
+        mixed = mixed.reshape(count, -1, new, mixed.shape[2]).transpose(1, 2)
+    return mixed.reshape(count * new, -1)
 
 
 class Span:
     """Rows of equal capacity and length and their new tokens, in all layers, as views of a pool."""
 
-    def __init__(self, pool: KVPool, run: Run, new: int, heads: int, thin: bool) -> None:
-        slots = pool.rows_of(run)  # [L, 2 * kv heads, n, capacity, D]
-        kv, total = slots.shape[1] // 2, run.length + new
-        one_stride = run.count == 1 or run.count * run.capacity == pool.slots.shape[2]
-        thin = thin and one_stride and total >= LONG_ROW
+    def __init__(self, pool: KVPool, run: Run, new: int, heads: int) -> None:
+        keys, values = pool.rows_of(run)  # [L, n, kv heads, capacity, D] each
+        total = run.length + new
         self.part = slice(run.first, run.first + run.count)
-        self.fresh = slots[:, :, :, run.length : total].permute(0, 2, 3, 1, 4).unbind()  # [n, Q, 2 * kv heads, D] each
-        self.mask = causal_mask(new, total, heads // kv, slots)
-        self.attend = attend_thin if thin else attend
-        halves = slots[:, :, :, :total].chunk(2, dim=1)
-        self.keys, self.values = ((half.flatten(1, 2) if thin else half.transpose(1, 2)).unbind() for half in halves)
+        self.new_keys = keys[:, :, :, run.length : total].transpose(2, 3).unbind()  # [n, Q, kv heads, D] each
+        self.new_values = values[:, :, :, run.length : total].transpose(2, 3).unbind()
+        self.keys, self.values = keys[:, :, :, :total].unbind(), values[:, :, :, :total].unbind()  # [n, kv heads, T, D]
+        self.mask = causal_mask(new, total, heads // keys.shape[2], keys)
 
 
 def forward(weights: LMWeights, pool: KVPool, tokens: Tensor, rows: Sequence[int]) -> Tensor:
@@ -172,10 +178,10 @@ def forward(weights: LMWeights, pool: KVPool, tokens: Tensor, rows: Sequence[int
     """
     config = weights.config
     count, new = tokens.shape
-    heads = config.num_heads
+    heads, kv = config.num_heads, config.num_kv_heads
     thin = is_thin(count * new, weights.layers[0].qkv)
-    product = linear_thin if thin else linear
-    spans = [Span(pool, run, new, heads, thin) for run in pool.runs(rows)]
+    product, mix = (linear_thin, attend_thin) if thin else (linear, attend)
+    spans = [Span(pool, run, new, heads) for run in pool.runs(rows)]
     lengths = torch.tensor([pool.length[row] for row in rows], device=tokens.device)  # [R]
     positions = lengths[:, None] + torch.arange(new, device=tokens.device)  # [R, Q]
     positions = positions[..., None] * turning(config, tokens.device)  # [R, Q, heads]
@@ -188,8 +194,9 @@ def forward(weights: LMWeights, pool: KVPool, tokens: Tensor, rows: Sequence[int
         mixed = []
         for span in spans:
             part = qkv[span.part]
-            span.fresh[index].copy_(part[:, :, heads:])
-            mixed.append(span.attend(part[:, :, :heads], span.keys[index], span.values[index], span.mask))
+            span.new_keys[index].copy_(part[:, :, heads : heads + kv])
+            span.new_values[index].copy_(part[:, :, heads + kv :])
+            mixed.append(mix(part[:, :, :heads], span.keys[index], span.values[index], span.mask))
         x = x + product(torch.cat(mixed) if len(mixed) > 1 else mixed[0], layer.out)
         gate, up = product(rms_norm(x, layer.post_norm, eps), layer.gate_up).chunk(2, dim=1)
         gated = torch.mul(F.silu(gate), up, out=gate.new_empty(gate.shape))

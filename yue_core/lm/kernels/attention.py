@@ -27,7 +27,7 @@ def _piece(total, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def _split_kernel(
-    query_ptr, keys_ptr, values_ptr, base_ptr, length_ptr, partial_ptr, mass_ptr, scale, head_stride,
+    query_ptr, keys_ptr, values_ptr, base_ptr, capacity_ptr, length_ptr, partial_ptr, mass_ptr, scale,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, NEW: tl.constexpr, SPLITS: tl.constexpr,
     QUERIES: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -53,8 +53,8 @@ def _split_kernel(
     query = tl.load(query_ptr + line[:, None] * D + d[None, :], mask=alive[:, None], other=0.0)
     last = length + r % NEW  # the newest key that each query sees
 
-    slot = (tl.load(base_ptr + row) + start).to(tl.int64) + t
-    at = kv.to(tl.int64) * head_stride + slot * D
+    head_at = tl.load(base_ptr + row).to(tl.int64) * KV_HEADS + kv * tl.load(capacity_ptr + row)
+    at = (head_at + start + t) * D
     keys_at = keys_ptr + at[None, :] + d[:, None]
     values_at = values_ptr + at[:, None] + d[None, :]
     top = tl.full([QUERIES], float("-inf"), tl.float32)
@@ -107,26 +107,29 @@ def attention(
     keys: Tensor,
     values: Tensor,
     base: Tensor,
+    capacity: Tensor,
     length: Tensor,
     partial: Tensor,
     mass: Tensor,
     out: Tensor,
     *,
+    kv_heads: int,
     pdl: bool = False,
 ) -> None:
     """Causal attention of the newest Q tokens of R rows, whose keys and values are already in the pool.
 
-    query, out [M, heads, D] with M = R * Q, row by row, then token by token; keys, values [kv heads, slots, D],
-    of equal strides; base, length [R] int32: row r's tokens are slots base[r] .. base[r] + length[r] + Q - 1;
+    query, out [M, heads, D] with M = R * Q, row by row, then token by token; keys, values [slots * kv heads * D]
+    of one layer; base, capacity, length [R] int32: row r has slots base[r] .. base[r] + capacity[r] - 1, head by head,
+    and holds length[r] + Q tokens;
     partial [M, heads, splits, D] and mass [M, heads, splits, 2] float32 are scratch. `splits` is a power of two.
     """
     count, heads, width = query.shape
     new = count // base.shape[0]
     splits = partial.shape[2]
-    _split_kernel[(splits, keys.shape[0], base.shape[0])](
-        query, keys, values, base, length, partial, mass, width**-0.5, keys.stride(0),
-        HEADS=heads, KV_HEADS=keys.shape[0], D=width, NEW=new, SPLITS=splits,
-        QUERIES=max(QUERIES, triton.next_power_of_2(heads // keys.shape[0] * new)),
+    _split_kernel[(splits, kv_heads, base.shape[0])](
+        query, keys, values, base, capacity, length, partial, mass, width**-0.5,
+        HEADS=heads, KV_HEADS=kv_heads, D=width, NEW=new, SPLITS=splits,
+        QUERIES=max(QUERIES, triton.next_power_of_2(heads // kv_heads * new)),
         BLOCK=KEYS_PER_STEP, STAGES=3 if keys.element_size() < 4 else 2, num_warps=4, **launch_options(pdl),
     )  # fmt: skip
     _combine_kernel[(heads, count)](

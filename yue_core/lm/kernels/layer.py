@@ -53,8 +53,8 @@ def _embed_kernel(
 
 @triton.jit
 def _qkv_kernel(
-    x_ptr, stride, square_ptr, w_ptr, scale_ptr, rotary_ptr, base_ptr, length_ptr,
-    query_ptr, keys_ptr, values_ptr, head_stride, rows, eps,
+    x_ptr, stride, square_ptr, w_ptr, scale_ptr, rotary_ptr, base_ptr, capacity_ptr, length_ptr,
+    query_ptr, keys_ptr, values_ptr, rows, eps,
     WIDTH: tl.constexpr, TILES: tl.constexpr,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, NEW: tl.constexpr,
     INT8: tl.constexpr, READY: tl.constexpr, PAD: tl.constexpr, OUTPUTS: tl.constexpr,
@@ -80,13 +80,14 @@ def _qkv_kernel(
     angle = rotary_ptr + position[None, :] * (2 * D) + i[:, None]
     cos = tl.load(angle, mask=turned, other=1.0)
     sin = tl.load(angle + D + D // 2, mask=turned, other=0.0)
-    slot = (tl.load(base_ptr + m // NEW, mask=alive, other=0) + position).to(tl.int64)
+    row = tl.load(base_ptr + m // NEW, mask=alive, other=0).to(tl.int64) * KV_HEADS + position
+    capacity = tl.load(capacity_ptr + m // NEW, mask=alive, other=0)
     if head < HEADS:
         to = query_ptr + (m.to(tl.int64) * HEADS + head) * D
     elif head < HEADS + KV_HEADS:
-        to = keys_ptr + (head - HEADS).to(tl.int64) * head_stride + slot * D
+        to = keys_ptr + (row + (head - HEADS) * capacity) * D
     else:
-        to = values_ptr + (head - HEADS - KV_HEADS).to(tl.int64) * head_stride + slot * D
+        to = values_ptr + (row + (head - HEADS - KV_HEADS) * capacity) * D
     at = to[None, :] + i[:, None]
     tl.store(at, left * cos - right * sin, mask=alive[None, :])
     tl.store(at + D // 2, right * cos + left * sin, mask=alive[None, :])
@@ -184,6 +185,7 @@ def qkv(
     matrix: Matrix,
     rotary: Tensor,
     base: Tensor,
+    capacity: Tensor,
     length: Tensor,
     query: Tensor,
     keys: Tensor,
@@ -196,19 +198,20 @@ def qkv(
     """Norm, queries, keys and values; rotation by position (RoFormer); append to the pool.
 
     x [M, H]; square [M, H / 16]; matrix [qkv_size, H]; rotary [positions, 2, D]: cosines and sines, of which the first
-    and the second half count; base, length [R] int32: token t of sequence r has position length[r] + t and goes to slot
-    base[r] + length[r] + t; query [M, heads, D]; keys, values [kv heads, slots, D] of one layer, of equal
-    strides.
+    and the second half count; base, capacity, length [R] int32: row r has capacity[r] slots from base[r] on, head by
+    head, and its token t has position length[r] + t; query [M, heads, D]; keys, values [slots * kv heads * D] of one
+    layer.
     """
     rows, heads, width = query.shape
+    kv_heads = (matrix.weight.shape[0] // width - heads) // 2
     tile = tile or Tile.of(rows)
     tile = replace(tile, outputs=min(tile.outputs, width))
     source, arguments = launch(x, matrix, tile, pdl)
     grid = (matrix.weight.shape[0] // tile.outputs, triton.cdiv(rows, arguments["PAD"]))
     _qkv_kernel[grid](
-        source, source.stride(0), square, matrix.weight, matrix.scale, rotary, base, length,
-        query, keys, values, keys.stride(0), rows, eps, WIDTH=x.shape[1], TILES=square.shape[1],
-        HEADS=heads, KV_HEADS=keys.shape[0], D=width, NEW=rows // base.shape[0], **arguments,
+        source, source.stride(0), square, matrix.weight, matrix.scale, rotary, base, capacity, length,
+        query, keys, values, rows, eps, WIDTH=x.shape[1], TILES=square.shape[1],
+        HEADS=heads, KV_HEADS=kv_heads, D=width, NEW=rows // base.shape[0], **arguments,
     )  # fmt: skip
 
 

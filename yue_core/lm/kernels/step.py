@@ -40,8 +40,11 @@ class FastStep:
         config, device, dtype = weights.config, weights.device, weights.dtype
         if not config.has_kernels:
             raise ValueError(f"no kernels for heads of {config.head_dim} in {config.hidden_size}")
+        if pool.crosswise:
+            raise ValueError("the kernels read values slot by slot")
         self.weights, self.pool, self.rows, self.new, self.pdl = weights, pool, rows, new, pdl
         self.base = pool.device_base[:rows]
+        self.capacity = pool.device_capacity[:rows]
         self.length = pool.device_length[:rows]
         self.rotary = rotary_table(config, device)
         splits = splits or next_power_of_2(-(-PROGRAMS_PER_ROW // config.num_kv_heads))  # pieces of a row's keys
@@ -73,12 +76,12 @@ class FastStep:
         for index, each in enumerate(weights.layers):
             keys, values = self.pool.keys[index], self.pool.values[index]
             qkv(
-                self.x, self.square, each.qkv, self.rotary, self.base, self.length, self.query, keys, values,
-                eps, pdl=pdl,
+                self.x, self.square, each.qkv, self.rotary, self.base, self.capacity, self.length, self.query,
+                keys, values, eps, pdl=pdl,
             )  # fmt: skip
             attention(
-                self.query, keys, values, self.base, self.length, self.partial, self.partial_mass, self.mixed,
-                pdl=pdl,
+                self.query, keys, values, self.base, self.capacity, self.length, self.partial, self.partial_mass,
+                self.mixed, kv_heads=self.weights.config.num_kv_heads, pdl=pdl,
             )  # fmt: skip
             residual(self.mixed.flatten(1), each.out, each.post_norm, self.hidden, self.x, self.square, pdl=pdl)
             swiglu(self.x, self.square, each.gate_up, self.gated, eps, pdl=pdl)

@@ -49,6 +49,7 @@ def qkv(
     matrix: Matrix,
     rotary: Tensor,
     base: Tensor,
+    capacity: Tensor,
     length: Tensor,
     query: Tensor,
     keys: Tensor,
@@ -60,15 +61,17 @@ def qkv(
 ) -> None:
     """See layer.qkv."""
     rows, heads, width = query.shape
-    kv, count = keys.shape[0], base.shape[0]
+    kv, count = (matrix.weight.shape[0] // width - heads) // 2, base.shape[0]
     position = length.long()[:, None] + torch.arange(rows // count, device=x.device)  # [R, Q]
-    slot = (base.long()[:, None] + position).flatten()
+    row = (base.long() * kv)[:, None] + position  # [R, Q]
+    heads_at = capacity.long()[:, None, None] * torch.arange(kv, device=x.device)  # [R, 1, kv]
+    slot = (row[:, :, None] + heads_at).flatten(0, 1)  # [M, kv]
     cos, sin = rotary[position.flatten(), None].unbind(-2)  # [M, 1, D] each
     mixed = (_normed(x, square, eps) @ full(matrix).T).view(rows, heads + 2 * kv, width)
     turned = rotate(mixed[:, : heads + kv], cos, sin)
     query.copy_(turned[:, :heads])
-    keys[:, slot] = turned[:, heads:].transpose(0, 1).to(keys.dtype)
-    values[:, slot] = mixed[:, heads + kv :].transpose(0, 1).to(values.dtype)
+    keys.view(-1, width)[slot] = turned[:, heads:].to(keys.dtype)
+    values.view(-1, width)[slot] = mixed[:, heads + kv :].to(values.dtype)
 
 
 def attention(
@@ -76,21 +79,25 @@ def attention(
     keys: Tensor,
     values: Tensor,
     base: Tensor,
+    capacity: Tensor,
     length: Tensor,
     partial: Tensor,
     mass: Tensor,
     out: Tensor,
     *,
+    kv_heads: int,
     pdl: bool = False,
 ) -> None:
     """See attention.attention; this one reads the lengths on the host."""
-    new, group = query.shape[0] // base.shape[0], query.shape[1] // keys.shape[0]
-    rows = zip(torch.split(query, new), torch.split(out, new), base.tolist(), length.tolist(), strict=True)
-    for asked, answer, first, held in rows:
-        span = slice(first, first + held + new)
-        mask = causal_mask(new, held + new, group, torch.empty(0))
-        mixed = attend(asked[None].float(), keys[None, :, span].float(), values[None, :, span].float(), mask)
-        answer.copy_(mixed.view_as(answer))
+    _, heads, width = query.shape
+    new = query.shape[0] // base.shape[0]
+    table = (each.tolist() for each in (base, capacity, length))
+    rows = zip(torch.split(query, new), torch.split(out, new), *table, strict=True)
+    for asked, answer, first, room, held in rows:
+        span = slice(first * kv_heads * width, (first + room) * kv_heads * width)
+        mask = causal_mask(new, held + new, heads // kv_heads, torch.empty(0))
+        seen = [each[span].view(1, kv_heads, room, width)[:, :, : held + new].float() for each in (keys, values)]
+        answer.copy_(attend(asked[None].float(), seen[0], seen[1], mask).view_as(answer))
 
 
 def residual(
