@@ -22,14 +22,14 @@ class Shape:
 
     stage1: LMConfig
     stage2: LMConfig
-    seconds: float  # length of the song that every arm sings in full
+    seconds: float  # length of the song
 
 
 SHAPES = {
     "small": Shape(
         stage1=LMConfig(512, 8, 8, 2, 1376, 83968, 16384, 10_000.0, 1e-5),
         stage2=LMConfig(256, 8, 4, 4, 688, 83840, 8192, 10_000.0, 1e-5),
-        seconds=6.0,
+        seconds=12.0,
     ),
     "real": Shape(
         stage1=STAGE1,

@@ -20,7 +20,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--shape", choices=SHAPES, default="small", help="small: any CPU; real: a GPU (default: small)"
     )
-    options.add_argument("--seconds", type=float, help="length of the song (default: 6, which every arm sings in full)")
+    options.add_argument(
+        "--seconds", type=float, help="length of the song (default: 12 small, 6 real; up to 6 every arm sings in full)"
+    )
     options.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="default: bf16 on a GPU, else fp32")
     options.add_argument("--json", type=Path, help="write the report here, after each arm")
     options.add_argument(

@@ -65,7 +65,7 @@ class LMWeights:
     @property
     def crosswise(self) -> bool:
         """Whether its pool's values lie crosswise, see KVPool."""
-        return self.device.type == "cpu" and not self.kernels
+        return self.device.type == "cpu" and self.dtype == torch.float32 and not self.kernels
 
     @property
     def device(self) -> torch.device:

@@ -179,8 +179,8 @@ def forward(weights: LMWeights, pool: KVPool, tokens: Tensor, rows: Sequence[int
     config = weights.config
     count, new = tokens.shape
     heads, kv = config.num_heads, config.num_kv_heads
-    thin = is_thin(count * new, weights.layers[0].qkv)
-    product, mix = (linear_thin, attend_thin) if thin else (linear, attend)
+    product = linear_thin if is_thin(count * new, weights.layers[0].qkv) else linear
+    mix = attend_thin if pool.crosswise and count * new <= THIN else attend
     spans = [Span(pool, run, new, heads) for run in pool.runs(rows)]
     lengths = torch.tensor([pool.length[row] for row in rows], device=tokens.device)  # [R]
     positions = lengths[:, None] + torch.arange(new, device=tokens.device)  # [R, Q]
