@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from yue_core.text.tokenizer import Tokenizer
 
 SHAPE = Shape(128, 4, 4, 2, 384, V.stage1_size, 8192)
 BATCH_TOKENS = 1600
-STEPS = 1200
+STEPS = 12500
 # Ids from the one before a code to the codes of its track one frame, an eighth, a quarter and a bar before it, for
 # each tempo: music comes back at these distances, and heads that look there need not find them.
 DELAYS = (
@@ -34,8 +35,10 @@ DELAYS = (
 UNCONDITIONAL = 0.1  # of the examples begin at <xcodec>, as guidance's second branch does
 WITH_REFERENCE = 0.2
 WITH_EARLIER = 0.4  # of the later sections follow the one before
-# What a frame's targets count: most only go on as before; onsets and ends are decided on the grid.
-HELD, ON_GRID, AT_BAR = 0.2, 1.0, 8.0
+# What a frame's targets count: most only go on as before, onsets lie on the grid; a bar's line decides whether the
+# section ends, and the first bar's frames on any tempo's grid decide the tempo.
+HELD, ON_GRID, DECIDED = 0.2, 1.0, 8.0
+GENERATION = {"do_sample": True, "top_k": 5}  # what upstream leaves to the checkpoint; a small model strays less so
 GAP = 2500  # ids left out of the count of positions, at most: long songs in short examples (Zhu et al. 2023, PoSE)
 
 
@@ -53,7 +56,9 @@ def section_audio(song: Song, index: int) -> tuple[list[int], list[float]]:
     part, style = song.parts[index], song.style
     codes = np.stack([vocal_codes(part, style), band_codes(part, style)], axis=1)
     frame = np.arange(part.length + 1)
-    weights = np.where(frame % style.bar == 0, AT_BAR, np.where(frame % style.sixteenth == 0, ON_GRID, HELD))
+    weights = np.where(frame % style.sixteenth == 0, ON_GRID, HELD)
+    some_grid = np.any([frame % sixteenth == 0 for sixteenth in TEMPO.values()], axis=0)
+    weights[(frame % style.bar == 0) | (frame < style.bar) & some_grid] = DECIDED
     return [*(codes.reshape(-1) + V.codebook_start).tolist(), V.end_of_audio], np.repeat(weights, 2)[:-1].tolist()
 
 
@@ -148,6 +153,7 @@ def train_stage1(work: Path, folder: Path, tokenizer: Tokenizer, device: str) ->
     if rank() == 0:
         quieten_text(model)
         model.save(folder)
+        (folder / "generation_config.json").write_text(json.dumps(GENERATION, indent=2) + "\n")
 
 
 @torch.no_grad()

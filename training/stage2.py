@@ -14,7 +14,7 @@ from training.loop import rank, train, workers
 from training.tokenizer import VOCABULARY as V
 
 SHAPE = Shape(128, 3, 4, 2, 384, V.stage2_size, 8192)
-STEPS = 1200
+STEPS = 3600
 SHORT, LONG = 100, 300  # frames of a window: short ones first, as they cost less
 LONG_FROM = 0.93  # of the steps
 FRAMES = 300  # per step and worker

@@ -24,7 +24,7 @@ from yue_core.weights.manifest import TINY
 ROOT = Path(__file__).resolve().parents[1]
 FIRST_SEED, SONGS = 1_000_000, 100  # of the audio models' corpus
 SEMANTIC_STEPS, DECODER_STEPS, VOCODER_STEPS = 900, 700, 640
-WORKERS = 3  # of the costly parts on a CPU, one thread each: faster than one worker with more threads
+WORKERS = 2  # of the costly parts on a CPU, one thread each: faster than one worker with more threads
 SHARED = ("stage1", "stage2", "decoder")
 PARTS = ("text", "codec", "stage1", "stage2", "decoder", "vocals", "instrumental")
 

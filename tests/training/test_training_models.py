@@ -12,7 +12,7 @@ from training import codec, stage2, vocoders
 from training.measure import si_sdr
 from training.render import render
 from training.score import draw_song
-from training.stage1 import AT_BAR, HELD, example
+from training.stage1 import DECIDED, HELD, example
 from training.tokenizer import VOCABULARY as V
 from yue_core.text.tokenizer import Tokenizer
 from yue_core.weights.manifest import TINY
@@ -54,12 +54,12 @@ def test_examples_are_prompts_and_the_audio_behind_them() -> None:
         chosen = [token for token, weight in zip(one.ids, one.weights, strict=True) if weight]
         assert all(token >= V.codebook_start or token == V.end_of_audio for token in chosen)
         assert one.ids[-1] == V.end_of_audio
-        assert one.weights[-1] == AT_BAR
+        assert one.weights[-1] == DECIDED
         assert (np.diff(one.positions) >= 1).all()
         kinds.add(one.ids[0] == V.xcodec)
         if one.ids[0] != V.xcodec:
             first = next(i for i, weight in enumerate(one.weights) if weight)
-            assert one.weights[first : first + 4] == [AT_BAR, AT_BAR, HELD, HELD]
+            assert one.weights[first : first + 4] == [DECIDED, DECIDED, HELD, HELD]
             assert one.ids[first - 2 : first] == [V.start_of_audio, V.xcodec]
     assert kinds == {True, False}
 
