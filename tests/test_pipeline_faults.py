@@ -281,6 +281,7 @@ def test_the_output_is_the_track_asked_for(song: Song, tmp_path: Path, output: s
 def test_the_checkpoints_top_k_counts_unless_the_request_names_one(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(pipeline.drawing, ("en", "cot"), GenerationDefaults())
     assert pipeline.plan(REQUEST).request.sampling.top_k == 50
     monkeypatch.setitem(pipeline.drawing, ("en", "cot"), GenerationDefaults(top_k=7))
     plan = pipeline.plan(REQUEST)
@@ -288,6 +289,7 @@ def test_the_checkpoints_top_k_counts_unless_the_request_names_one(
     assert any("generation_config.json sets top-k 7" in warning for warning in plan.warnings)
     named = replace(REQUEST, sampling=replace(SHORT, top_k=20))
     assert pipeline.plan(named).request.sampling.top_k == 20
+    assert not any("top-k" in warning for warning in pipeline.plan(named).warnings)
 
 
 def test_a_checkpoint_can_make_stage_2_sample(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:

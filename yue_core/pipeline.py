@@ -18,7 +18,7 @@ from yue_core.device import PRECISIONS, default_device, default_precision, usabl
 from yue_core.ensemble import Ensemble
 from yue_core.errors import RequestError
 from yue_core.lm.checkpoint import STAGE1, STAGE2
-from yue_core.lm.generation import read_generation_config
+from yue_core.lm.generation import GenerationDefaults, read_generation_config
 from yue_core.lm.load import load_lm
 from yue_core.plan import Plan, check_request, kept_audio
 from yue_core.preview import HandOut, Preview
@@ -99,6 +99,8 @@ class Pipeline:
         drawing = self.drawing[key]
         if request.sampling.top_k == Sampling.top_k:  # the one setting that upstream leaves to the checkpoint
             request = replace(request, sampling=replace(request.sampling, top_k=drawing.top_k))
+        else:
+            drawing = replace(drawing, top_k=GenerationDefaults.top_k)
         notes = (*drawing.notes(1), *self.stage2_drawing.notes(2))
         return Plan(request, lyrics.sections, count, tags, key, (*lyrics.warnings, *hints, *warnings, *notes))
 
