@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
+import torch
 
 from yue_core.ensemble import Ensemble
 from yue_core.pipeline import Pipeline
@@ -49,6 +50,7 @@ def test_memory_is_not_released_under_a_song_that_is_being_written(pipeline, mon
     real_drive, steps = ensemble._drive, []
 
     def drive() -> None:
+        assert torch.is_inference_mode_enabled(), "whatever thread drives"
         real_drive()
         steps.append(ensemble._batch)
         assert steps[-1] is steps[0], "the pool went away under the song"

@@ -70,7 +70,7 @@ def test_copy_takes_the_filled_part_alone(crosswise: bool) -> None:
     pool = pool_of([6, 8], [4, 1], crosswise)
     pool.keys.copy_(torch.arange(pool.keys.numel()).view(pool.keys.shape))
     pool.values.copy_(-pool.keys)
-    first, second = (pool.rows_of(Run(0, 1, pool.base[row], pool.capacity[row], 0)) for row in (0, 1))
+    first, second = (pool.rows_of(*pool.runs([row])) for row in (0, 1))
     before = [each.clone() for each in (*first, *second)]
     pool.copy(0, 1)
     assert pool.length == [4, 4] == pool.device_length.tolist()

@@ -188,6 +188,8 @@ def test_thin_products_equal_plain_ones(count: int) -> None:
     for rows in (1, transformer.THIN):
         x = torch.randn(rows, 16, generator=generator)
         assert_close(transformer.linear_thin(x, matrix), transformer.linear(x, matrix), 1e-5)
+    assert transformer.is_thin(transformer.THIN, matrix)
+    assert not transformer.is_thin(transformer.THIN + 1, matrix)
 
 
 @pytest.mark.parametrize(("new", "total"), [(20, 20), (20, 33), (1, 9)])

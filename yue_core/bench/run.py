@@ -9,7 +9,6 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from yue_core.bench.ours import (
 from yue_core.bench.shapes import Shape, write_checkpoint
 from yue_core.lm.load import load_lm
 from yue_core.song import FRAMES_PER_SECOND, TOKENS_PER_FRAME, Sampling
-from yue_core.stage2 import WINDOW
+from yue_core.stage2 import windows_of
 
 CONTEXT = 460  # ids of a usual first prompt
 FULL_SECONDS = 6.0  # the longest song that upstream's method sings in full; beyond it, its cost is integrated
@@ -54,7 +53,8 @@ def memory(device: torch.device) -> float:
 
 def windows_of_song(frames: int) -> tuple[int, int]:
     """Stage 2's windows for both tracks, and the frames of each."""
-    return 2 * ceil(frames / WINDOW), min(frames, WINDOW)
+    windows = windows_of([frames, frames])
+    return len(windows), windows[0].length
 
 
 def stages(first: float, second: float, seconds: float, kind: str) -> Report:

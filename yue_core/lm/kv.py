@@ -69,7 +69,7 @@ class KVPool:
     def copy(self, source: int, target: int) -> None:
         """Give `target` the tokens of `source`."""
         length = self.length[source]
-        old, new = (self.rows_of(Run(0, 1, self.base[r], self.capacity[r], 0)) for r in (source, target))
+        old, new = (self.rows_of(*self.runs([row])) for row in (source, target))
         for here, there in zip(old, new, strict=True):
             there[:, :, :, :length] = here[:, :, :, :length]
         self.cut(target, length)

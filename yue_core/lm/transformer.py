@@ -109,9 +109,14 @@ def attend_long(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     return mixed.reshape(-1, query.shape[2] * query.shape[3])
 
 
+def is_long(new: int, like: Tensor) -> bool:
+    """Whether `attend_long` takes so many new tokens."""
+    return like.is_cuda and new > LONG
+
+
 def causal_mask(new: int, total: int, group: int, like: Tensor) -> Tensor | None:
-    """What to add to the scores [group * Q, T] of the last Q of T tokens; None where every token is seen."""
-    if new == 1:
+    """What to add to the scores [group * Q, T] of the last Q of T tokens; None where `attend` needs no mask."""
+    if new == 1 or is_long(new, like):
         return None
     mask = torch.full((new, total), -torch.inf, device=like.device, dtype=like.dtype).triu(total - new + 1)
     return mask.repeat(group, 1)
@@ -124,11 +129,13 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> 
     Returns [R * Q, heads * D].
     """
     count, new = query.shape[:2]
-    if query.is_cuda and new > LONG:
+    if is_long(new, query):
         return attend_long(query, keys, values)
     kv = keys.shape[1]
     folded = fold(query, kv).view(count, kv, -1, query.shape[3])
-    mixed = F.scaled_dot_product_attention(folded, keys, values.contiguous(), attn_mask=mask)
+    if values.stride(-1) != 1:  # of a crosswise pool
+        values = values.contiguous()
+    mixed = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask)
     return unfold(mixed.flatten(0, 1), count, new)
 
 
