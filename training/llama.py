@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,8 +16,14 @@ from torch import Tensor, nn
 ROPE_THETA = 10_000.0
 NORM_EPS = 1e-5
 EMBEDDING = 0.1  # spread of an embedding's entries
-CONSTANT = 1.0  # one entry of every embedding, where delays are set
-SHARPNESS = 10.0  # nats that each of the fastest rotary frequencies adds at a head's delay
+CONSTANT = 1.0  # an entry of embeddings that delays are set by
+FAST = 10  # rotary frequencies that turn within some hundred ids
+CLOCK = 12  # rotary frequency of clocks: a quarter turn in 1571 ids
+CLOCK_SLOPE = 12.0  # nats that this turn takes away
+WATCH = 7.5  # nats of an id that is watched: as much as two thousand others
+# Nats that each rotary frequency, fastest first, adds at a head's delay: for the id there, and for eight around it.
+SHARP = (10.0,) * 6 + (5.0,) * 4
+BROAD = (0.0, 0.0, 4.0, 4.0, 4.0, 4.0, 2.0, 2.0)
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,13 @@ class Attention(nn.Module):
         y = F.scaled_dot_product_attention(q, k, v.float(), is_causal=True)  # delays need float32 scores
         out: Tensor = self.o_proj(y.transpose(1, 2).reshape(batch, length, -1))
         return out
+
+
+def rotary(positions: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [B, 1, T, width] of positions [B, T]."""
+    rates = ROPE_THETA ** -(torch.arange(0, width, 2, device=positions.device) / width)
+    angles = (positions[..., None] * rates).repeat(1, 1, 2)[:, None]
+    return angles.cos(), angles.sin()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -129,15 +143,18 @@ class Llama(nn.Module):
 
     def forward(self, ids: Tensor, positions: Tensor) -> Tensor:
         """Hidden states [B, T, H] after the last norm, for ids and positions [B, T]."""
-        width = self.shape.hidden_size // self.shape.num_attention_heads
-        rates = ROPE_THETA ** -(torch.arange(0, width, 2, device=ids.device) / width)
-        angles = (positions[..., None] * rates).repeat(1, 1, 2)[:, None]  # [B, 1, T, D]
-        cos, sin = angles.cos(), angles.sin()
+        hidden: Tensor = self.model.norm(self.residuals(ids, positions)[-1])
+        return hidden
+
+    def residuals(self, ids: Tensor, positions: Tensor) -> list[Tensor]:
+        """The residual stream [B, T, H] behind each layer."""
+        cos, sin = rotary(positions, self.shape.hidden_size // self.shape.num_attention_heads)
         x = self.model.embed_tokens(ids)
+        found = []
         for layer in self.model.layers:
             x = layer(x, cos, sin)
-        hidden: Tensor = self.model.norm(x)
-        return hidden
+            found.append(x)
+        return found
 
     def save(self, folder: Path) -> None:
         """Write `config.json` and `model.safetensors` (fp16)."""
@@ -152,31 +169,82 @@ class Llama(nn.Module):
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
+@dataclass(frozen=True)
+class Delay:
+    """Where a head looks: so many ids back, on the id there or on those around it as well.
+
+    With several numbers there is one for each kind of id that looks, as the embeddings' last entries flag them.
+    """
+
+    back: tuple[float, ...]
+    strengths: tuple[float, ...] = SHARP
+
+
 @torch.no_grad()
-def set_delays(model: Llama, delays: Sequence[Sequence[int]]) -> None:
-    """Make heads of a new model look a fixed number of ids back: `delays[layer]` are those of its first heads.
+def set_flags(model: Llama, flags: Sequence[slice | list[int]]) -> None:
+    """Write into the last entries of a new model's embeddings what an id is: 1 for the ids of each flag, else 0."""
+    embeddings = model.model.embed_tokens.weight
+    embeddings[:, -len(flags) :] = 0
+    for entry, ids in enumerate(flags, -len(flags)):
+        embeddings[ids, entry] = CONSTANT
+
+
+@torch.no_grad()
+def set_delays(model: Llama, delays: Sequence[Sequence[Delay]]) -> None:
+    """Make heads of a new model look a number of ids back: `delays[layer]` are those of its first heads.
 
     Rotary scores of constant queries and keys are sums of cosines of the distance, and a query turned by the delay
-    has their peak there. The constant is the last entry of every embedding.
+    has their peak there.
     """
-    width = model.shape.hidden_size // model.shape.num_attention_heads
-    rates = ROPE_THETA ** -(torch.arange(0, width, 2) / width)
-    strength = torch.tensor([SHARPNESS] * 6 + [SHARPNESS / 2] * 4 + [0.0] * (len(rates) - 10))
-    body = model.model
-    body.embed_tokens.weight[:, -1] = CONSTANT
-    spread = body.embed_tokens.weight.square().mean().sqrt()
-    gain = (strength * width**0.5).sqrt() * spread / CONSTANT
-    for layer, some in zip(body.layers, delays, strict=True):
+    embeddings = model.model.embed_tokens.weight
+    spread = embeddings.square().mean().sqrt() / CONSTANT
+    for layer, some in zip(model.model.layers, delays, strict=True):
         attention = layer.self_attn
-        repeat = attention.heads // attention.kv
+        width, repeat = attention.width, attention.heads // attention.kv
+        rates = ROPE_THETA ** -(torch.arange(0, width, 2) / width)
         for head, delay in enumerate(some):
-            rows = slice(head * width, (head + 1) * width)
-            keys = slice(head // repeat * width, (head // repeat + 1) * width)
-            attention.q_proj.weight[rows] *= 0.1
-            attention.k_proj.weight[keys] *= 0.2
-            attention.k_proj.weight[keys, -1] = torch.cat([gain, torch.zeros(width // 2)])
-            turned = torch.cat([(rates * delay).cos(), -(rates * delay).sin()])
-            attention.q_proj.weight[rows, -1] = gain.repeat(2) * turned
+            query = attention.q_proj.weight[head * width : (head + 1) * width]
+            key = attention.k_proj.weight[head // repeat * width : (head // repeat + 1) * width]
+            strengths = torch.zeros(width // 2)
+            strengths[: len(delay.strengths)] = torch.tensor(delay.strengths)
+            back = torch.tensor(delay.back)
+            turned = torch.cat([(rates[:, None] * back).cos(), -(rates[:, None] * back).sin()])  # [D, kinds]
+            query *= 0.1
+            query[:, -len(back) :] = (strengths * width**0.5).repeat(2)[:, None] * turned * spread
+            key *= 0.2
+            key[:, -len(back) :] = torch.cat([torch.ones(width // 2), torch.zeros(width // 2)])[:, None] * spread
+
+
+@torch.no_grad()
+def set_watch(model: Llama, layer: int, head: int, flag: int, back: int | None = None) -> None:
+    """Make a head of a new model look at ids whose embedding has 1 in entry `flag`, and nowhere else.
+
+    With `back` it looks while they are less than about that many ids back, so that the layers behind can tell how
+    long ago they were. Scores are of slow rotary frequencies: one as good as constant, one that falls through zero.
+    """
+    attention = model.model.layers[layer].self_attn
+    spread = model.model.embed_tokens.weight.square().mean().sqrt() / CONSTANT
+    width, group = attention.width, head // (attention.heads // attention.kv)
+    query = attention.q_proj.weight[head * width : (head + 1) * width]
+    key = attention.k_proj.weight[group * width : (group + 1) * width]
+    query *= 0.1
+    key *= 0.1
+    scores = {width // 2 - 1: (WATCH, 0.0)}  # rotary frequency to nats and angle
+    if back is not None:
+        scores[CLOCK] = CLOCK_SLOPE, math.pi / 2 - ROPE_THETA ** (-2 * CLOCK / width) * back
+    for at, (score, angle) in scores.items():
+        gain = (score * width**0.5) ** 0.5 * spread
+        key[at, flag] = gain
+        query[at, -1], query[at + width // 2, -1] = gain * math.cos(angle), gain * math.sin(angle)
+
+
+@torch.no_grad()
+def set_steady(model: Llama, layer: int) -> None:
+    """Make a layer of a new model look at what ids are before it looks at how far back they are."""
+    attention = model.model.layers[layer].self_attn
+    for project in (attention.q_proj, attention.k_proj):
+        rows = project.weight.view(-1, 2, attention.width // 2, project.weight.shape[1])
+        rows[:, :, :FAST] *= 0.1
 
 
 class Muon(torch.optim.Optimizer):

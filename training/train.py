@@ -87,7 +87,11 @@ def run(part: str, work: Path, out: Path, device: str) -> None:
     elif part == "stage1":
         stage1.train_stage1(work, out / "stage1", Tokenizer(out / "tokenizer.model"), device)
     elif part == "stage2":
-        stage2.train_stage2(corpus_codes(work, out), work, out / "stage2", device)
+        books = torch.stack(
+            [quantizer.codebook.embed for quantizer in codec.load_codec(out / "xcodec").quantizer.quantizers]
+        )
+        books = books.detach()[..., : codec.ACOUSTIC]
+        stage2.train_stage2(corpus_codes(work, out), books, work, out / "stage2", device)
     elif part == "decoder":
         model = codec.load_codec(out / "xcodec").to(device)
         codec.train_decoder(model, corpus(codec.RATE), corpus_codes(work, out), work, DECODER_STEPS)

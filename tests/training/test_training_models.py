@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from training import codec, stage2, vocoders
+from training import codec, llama, stage2, vocoders
 from training.measure import si_sdr
 from training.render import render
 from training.score import draw_song
-from training.stage1 import DECIDED, HELD, example
 from training.tokenizer import VOCABULARY as V
-from yue_core.text.tokenizer import Tokenizer
 from yue_core.weights.manifest import TINY
 
 
@@ -45,25 +42,6 @@ def test_the_vocoder_begins_as_a_linear_map() -> None:
     assert made[: 9 * 882].abs().max() < 1e-4
 
 
-def test_examples_are_prompts_and_the_audio_behind_them() -> None:
-    tokenizer = Tokenizer(TINY / "tokenizer.model")
-    kinds = set()
-    for seed in range(40):
-        one = example(seed, tokenizer)
-        assert len(one.ids) == len(one.positions) == len(one.weights)
-        chosen = [token for token, weight in zip(one.ids, one.weights, strict=True) if weight]
-        assert all(token >= V.codebook_start or token == V.end_of_audio for token in chosen)
-        assert one.ids[-1] == V.end_of_audio
-        assert one.weights[-1] == DECIDED
-        assert (np.diff(one.positions) >= 1).all()
-        kinds.add(one.ids[0] == V.xcodec)
-        if one.ids[0] != V.xcodec:
-            first = next(i for i, weight in enumerate(one.weights) if weight)
-            assert one.weights[first : first + 4] == [DECIDED, DECIDED, HELD, HELD]
-            assert one.ids[first - 2 : first] == [V.start_of_audio, V.xcodec]
-    assert kinds == {True, False}
-
-
 def test_stage_2_sequences_are_windows_as_the_product_lays_them_out() -> None:
     codes = torch.arange(16).view(1, 8, 2)
     ids = stage2.sequences(codes)[0].tolist()
@@ -71,6 +49,54 @@ def test_stage_2_sequences_are_windows_as_the_product_lays_them_out() -> None:
     assert ids[:5] == [V.start_of_audio, V.stage_1, start, start + 1, V.stage_2]
     assert ids[5:13] == [start + 1024 * k + 2 * k for k in range(8)]
     assert len(ids) == 3 + 2 + 16
+
+
+def test_errors_in_stage_2_windows_are_made_good() -> None:
+    """Behind a wrong code the next ones aim at what is left, and end nearer to the frame than the true ones would."""
+    rng = torch.Generator().manual_seed(0)
+    books = torch.randn((8, 1024, 12), generator=rng) * 0.6 ** torch.arange(8)[:, None, None]
+    codes = torch.randint(1024, (4, 8, 100), generator=rng)
+    heard, best = stage2.misheard(codes, books, 5)
+    astray = (heard != codes)[:, 1:].cumsum(1) > 0  # [B, 7, T]
+    assert 0.05 < astray[:, -1].float().mean() < 0.8
+    assert torch.equal(heard[:, 0], codes[:, 0])
+    before = torch.cat([torch.zeros_like(astray[:, :1]), astray[:, :-1]], dim=1)
+    assert torch.equal(best[~before], codes[:, 1:][~before])
+
+    def frames(some: torch.Tensor) -> torch.Tensor:
+        return torch.stack([books[k][some[:, k]] for k in range(1, 8)]).sum(0)  # [B, T, D]
+
+    mended, kept = heard.clone(), heard.clone()
+    mended[:, 7], kept[:, 7] = best[:, 6], codes[:, 7]
+    late = before[:, -1]
+    away = [(frames(some) - frames(codes)).square().sum(2)[late] for some in (mended, kept)]
+    assert (away[0] <= away[1] + 1e-4).all()
+    assert away[0].mean() < away[1].mean()
+
+
+def test_clocks_look_at_their_marker_until_it_is_far() -> None:
+    marker, length = 40, 1200
+    torch.manual_seed(0)
+    model = llama.Llama(llama.Shape(128, 2, 4, 2, 64, 200, 2048))
+    llama.set_flags(model, [[marker], slice(None)])
+    for head, distance in enumerate((200, 500)):
+        llama.set_watch(model, 1, head, -2, distance)
+    ids = torch.randint(50, 200, (1, length))
+    ids[0, 20] = marker
+    with torch.no_grad():
+        attention, x = (
+            model.model.layers[1].self_attn,
+            model.model.layers[1].input_layernorm(model.residuals(ids, torch.arange(length)[None])[0]),
+        )
+        cos, sin = llama.rotary(torch.arange(length)[None], attention.width)
+        for head, distance in enumerate((200, 500)):
+            query, key = (
+                llama.rotate(project(x)[..., first : first + 32], cos[:, 0], sin[:, 0])
+                for project, first in ((attention.q_proj, 32 * head), (attention.k_proj, 0))
+            )
+            for away, low, high in ((distance - 150, 0.7, 1.0), (distance + 300, 0.0, 0.3)):
+                scores = query[0, 20 + away] @ key[0, : 21 + away].T / 32**0.5
+                assert low <= float(scores.softmax(0)[20]) <= high
 
 
 def test_the_profile_is_small() -> None:

@@ -1,0 +1,178 @@
+"""What stage 1 is shown: prompts as `text.prompt` writes them, and the states of both tracks as codebook 0."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from training.score import Song, Style, draw_song, draw_tags
+from training.states import INSTRUMENT_NAMES, TIMBRE_NAMES, band_codes, vocal_codes
+from training.tokenizer import VOCABULARY as V
+from training.words import MOODS, STYLES, TEMPO, VOICES
+from yue_core.song import Codes
+from yue_core.text.prompt import build_prompt
+from yue_core.text.tokenizer import Tokenizer
+
+BATCH_IDS = 2400
+POOL, BATCHES_PER_POOL = 24, 6  # examples drawn together, and how many batches of similar lengths are made of them
+UNCONDITIONAL = 0.1  # of the examples begin at <xcodec>, as guidance's second branch does
+WITH_REFERENCE = 0.2
+WITH_EARLIER = 0.4  # of the later sections follow the one before
+GAP = 2500  # ids left out of the count of positions, at most: long songs in short examples (Zhu et al. 2023, PoSE)
+# What a frame's targets count: most only go on as before, onsets lie on the grid; a bar's line decides whether the
+# section ends, and the first bar's frames on any tempo's grid decide the tempo.
+HELD, ON_GRID, DECIDED = 0.2, 1.0, 8.0
+MISHEARD = 0.5  # of the sections are read with errors, as a song has that the model itself wrote
+MOST_BARS = 5
+# What the model is asked besides the next id: the style where a section's audio begins, the place in the bar and
+# the bars left at each of its frames. Names and numbers of values.
+PLAN = (
+    ("tempo", len(TEMPO)), ("bars", MOST_BARS + 1), ("voice", len(VOICES)), ("mode", len(MOODS)),
+    ("instrument", len(INSTRUMENT_NAMES)), ("drums", len(STYLES)), ("timbre", len(TIMBRE_NAMES)),
+)  # fmt: skip
+PLACE = (("sixteenth", 16), ("left", MOST_BARS + 1))
+UNASKED = -1
+
+
+@dataclass(frozen=True)
+class Example:
+    """One sequence of n ids; ids of audio are its targets, all others weigh nothing."""
+
+    ids: np.ndarray  # [n]
+    heard: np.ndarray  # [n] the ids as they are read: audio may have errors
+    positions: np.ndarray  # [n]
+    weights: np.ndarray  # [n]
+    plan: np.ndarray  # [n, PLAN] at the first id of a section's audio, else UNASKED
+    place: np.ndarray  # [n, PLACE] at ids of audio, else UNASKED
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Consecutive ids of an example, fields as there."""
+
+    ids: np.ndarray
+    heard: np.ndarray
+    weights: np.ndarray
+    plan: np.ndarray
+    place: np.ndarray
+
+
+def silent_stretch(ids: list[int] | tuple[int, ...]) -> Stretch:
+    """Ids that are read and never written."""
+    n = len(ids)
+    read = np.array(ids, dtype=np.int64)
+    nothing = (np.full((n, len(table)), UNASKED) for table in (PLAN, PLACE))
+    return Stretch(read, read, np.zeros(n, dtype=np.float32), *nothing)
+
+
+def audio_stretch(song: Song, index: int, rng: np.random.Generator, planned: bool) -> Stretch:
+    """The audio of one section, end-of-audio included; the plan is asked for where there was a prompt."""
+    part, style = song.parts[index], song.style
+    codes = np.stack([vocal_codes(part, style), band_codes(part, style)], axis=1)  # [T, 2]
+    heard = misheard(codes, style, rng) if rng.random() < MISHEARD else codes
+    frame = np.arange(part.length + 1)
+    weights = np.where(frame % style.sixteenth == 0, ON_GRID, HELD)
+    some_grid = np.any([frame % sixteenth == 0 for sixteenth in TEMPO.values()], axis=0)
+    weights[(frame % style.bar == 0) | (frame < style.bar) & some_grid] = DECIDED
+    place = np.stack([frame % style.bar // style.sixteenth, (part.length - frame) // style.bar], axis=1)
+    place[:, 1] += frame % style.bar > 0  # a bar begun is a bar left
+    n = 2 * part.length + 1
+    plan = np.full((n, len(PLAN)), UNASKED)
+    if planned:
+        plan[0] = plan_of(style, part.length // style.bar)
+
+    def ids_of(codes: np.ndarray) -> np.ndarray:
+        return np.append(codes.reshape(-1) + V.codebook_start, V.end_of_audio)
+
+    weights, place = (np.repeat(some, 2, axis=0)[:n] for some in (weights.astype(np.float32), place))
+    return Stretch(ids_of(codes), ids_of(heard), weights, plan, place)
+
+
+def plan_of(style: Style, bars: int) -> list[int]:
+    """The values of `PLAN` for a section."""
+    return [
+        list(TEMPO.values()).index(style.sixteenth), bars, VOICES.index(style.voice), list(MOODS).index(style.mode),
+        INSTRUMENT_NAMES.index(style.instrument), list(STYLES).index(style.drums), TIMBRE_NAMES.index(style.timbre),
+    ]  # fmt: skip
+
+
+def misheard(codes: np.ndarray, style: Style, rng: np.random.Generator) -> np.ndarray:
+    """Codes [T, 2] with errors: frames from elsewhere, and stretches of up to half a bar held like the frame before."""
+    heard = codes.copy()
+    wrong = rng.random(len(codes)) < rng.uniform(0, 0.04)
+    heard[wrong] = codes[rng.integers(len(codes), size=int(wrong.sum()))]
+    for _ in range(int(rng.integers(0, 4))):
+        start = int(rng.integers(1, len(codes)))
+        tracks = slice(0, 2) if rng.random() < 0.7 else slice(1, 2)
+        heard[start : start + int(rng.integers(1, style.bar // 2)), tracks] = heard[start - 1, tracks]
+    return heard
+
+
+def reference_codes(rng: np.random.Generator, style: Style) -> list[Codes]:
+    """A clip of another song of the same style: both tracks, or the states that the mix has."""
+    other = draw_song(int(rng.integers(1 << 40)), style=style)
+    voice = np.concatenate([vocal_codes(part, style) for part in other.parts])
+    band = np.concatenate([band_codes(part, style) for part in other.parts])
+    length = min(int(rng.integers(100, 350)), len(voice))
+    start = int(rng.integers(0, len(voice) - length + 1))
+    cut = slice(start, start + length)
+    tracks = [voice[cut], band[cut]] if rng.random() < 0.5 else [band[cut]]
+    return [track.astype(np.int16) for track in tracks]
+
+
+def example(seed: int, tokenizer: Tokenizer) -> Example:
+    """The training sequence of a seed: at most two consecutive sections after their head."""
+    rng = np.random.default_rng([seed, 1])
+    song = draw_song(seed)
+    index = int(rng.integers(len(song.parts)))
+    if rng.random() < UNCONDITIONAL:
+        return joined([silent_stretch([V.xcodec]), audio_stretch(song, index, rng, planned=False)], gap=0)
+    reference = reference_codes(rng, song.style) if rng.random() < WITH_REFERENCE else []
+    tags = draw_tags(rng, song.style, 0.4) if reference else song.tags
+    prompt = build_prompt(tokenizer, V, tags, [part.section for part in song.parts], reference)
+    stretches = [silent_stretch(prompt.head)]
+    first = index - int(index > 0 and rng.random() < WITH_EARLIER)
+    for i in range(first, index + 1):
+        before = prompt.sections[i]
+        if i == first and first > 0:  # sections before may be dropped, as fit_context does it
+            before = before[len(prompt.border) :]
+        stretches += [silent_stretch(before), audio_stretch(song, i, rng, planned=True)]
+    return joined(stretches, gap=int(rng.integers(GAP)) if rng.random() < 0.5 else 0)
+
+
+def joined(stretches: list[Stretch], gap: int) -> Example:
+    """One example of stretches; `gap` positions are left out behind the first."""
+    ids, heard, weights, plan, place = (
+        np.concatenate([getattr(one, name) for one in stretches]) for name in Stretch.__dataclass_fields__
+    )
+    positions = np.arange(len(ids))
+    positions[len(stretches[0].ids) :] += gap
+    return Example(ids, heard, positions, weights, plan, place)
+
+
+@lru_cache(maxsize=1)
+def pool(number: int, tokenizer: Tokenizer) -> tuple[list[Example], ...]:
+    """`BATCHES_PER_POOL` batches in any order, each of examples of similar length, about `BATCH_IDS` in all."""
+    drawn = sorted((example(number * 64 + i, tokenizer) for i in range(POOL)), key=lambda one: len(one.ids))
+    groups = list(_groups(drawn))
+    order = np.random.default_rng(number).permutation(len(groups))
+    return tuple(groups[i] for i in order[:BATCHES_PER_POOL])
+
+
+def _groups(drawn: list[Example]) -> Iterator[list[Example]]:
+    group: list[Example] = []
+    for one in drawn:
+        if group and (len(group) + 1) * len(one.ids) > BATCH_IDS:
+            yield group
+            group = []
+        group.append(one)
+    yield group
+
+
+def batch(number: int, tokenizer: Tokenizer) -> list[Example]:
+    """The examples of a step."""
+    batches = pool(number // BATCHES_PER_POOL, tokenizer)
+    return batches[number % BATCHES_PER_POOL % len(batches)]
