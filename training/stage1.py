@@ -18,7 +18,7 @@ from training.loop import rank, train, workers
 from training.score import draw_song
 from training.states import STATES, state_vectors
 from training.tokenizer import VOCABULARY as V
-from training.words import TEMPO
+from training.words import INSTRUMENTS, MOODS, STYLES, TEMPO, TIMBRES, VOICES
 from yue_core.text.lyrics import join_sections
 from yue_core.text.tokenizer import Tokenizer
 
@@ -127,6 +127,7 @@ def train_stage1(work: Path, folder: Path, tokenizer: Tokenizer, device: str) ->
     pupil = Pupil()
     model = pupil.llama
     set_states(model)
+    set_tags(model, tokenizer)
     set_flags(model, [[V.xcodec], tag_ids(tokenizer), slice(None)])
     set_delays(model, [[Delay((back,)) for back in some] for some in DELAYS])
     for layer, clocks in CLOCKS.items():
@@ -155,6 +156,22 @@ def tag_ids(tokenizer: Tokenizer) -> list[int]:
         tags.update(tokenizer.encode(song.tags))
         lyrics.update(tokenizer.encode(join_sections([part.section for part in song.parts])))
     return sorted(piece for piece, count in tags.items() if count > lyrics[piece])
+
+
+@torch.no_grad()
+def set_tags(model: Llama, tokenizer: Tokenizer) -> None:
+    """Begin with tags that are what they mean: one direction for each tempo, mood, instrument, ..."""
+    embeddings = model.model.embed_tokens.weight
+    meanings = [[word] for word in (*TEMPO, *VOICES)]
+    meanings += [words for table in (MOODS, INSTRUMENTS, STYLES, TIMBRES) for words in table.values()]
+    generator = torch.Generator().manual_seed(6)
+    directions = torch.linalg.qr(torch.randn(SHAPE.hidden_size, len(meanings), generator=generator))[0].T
+    directions *= embeddings.square().sum(1).mean().sqrt()
+    own = tag_ids(tokenizer)
+    embeddings[own] = 0
+    for words, direction in zip(meanings, directions, strict=True):
+        pieces = {piece for word in words for piece in tokenizer.encode(word)}
+        embeddings[sorted(pieces.intersection(own))] += direction
 
 
 @torch.no_grad()

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from training import codec, stage1, stage2, vocoders
 from training.loop import rank
+from training.render import render
+from training.score import draw_song
 from training.songs import Corpus
 from training.tokenizer import VOCABULARY, make_tokenizer
 from training.words import INSTRUMENTS, MOODS, STYLES, TEMPO, TIMBRES, VOICES
@@ -23,10 +25,12 @@ from yue_core.weights.manifest import TINY
 
 ROOT = Path(__file__).resolve().parents[1]
 FIRST_SEED, SONGS = 1_000_000, 100  # of the audio models' corpus
+CODES = "codes.pt"
+CODED_SONGS = 1000  # that stage 2 learns from, the corpus among them: it knows a hundred by heart
 SEMANTIC_STEPS, DECODER_STEPS, VOCODER_STEPS = 900, 700, 640
 WORKERS = 2  # of the costly parts on a CPU, one thread each: faster than one worker with more threads
 SHARED = ("stage1", "stage2", "decoder")
-PARTS = ("text", "codec", "stage1", "stage2", "decoder", "vocals", "instrumental")
+PARTS = ("text", "codec", "codes", "stage1", "stage2", "decoder", "vocals", "instrumental")
 
 
 def corpus(rate: int) -> Corpus:
@@ -67,15 +71,17 @@ def make_codec(work: Path, out: Path, device: str) -> None:
     codec.save_codec(model, out / "xcodec")
 
 
-def corpus_codes(work: Path, out: Path) -> list[Tensor]:
-    """Codes [8, T] of the corpus's tracks, as the codec of `out` writes them; kept in `work`."""
-    path = work / "codes.pt"
-    if not path.exists():
-        model = codec.load_codec(out / "xcodec")
-        codes = [codec.codes(model, wave) for wave in corpus(codec.RATE).waves]
-        torch.save(codes, path)
-    found: list[Tensor] = torch.load(path)
-    return found
+def write_codes(work: Path, out: Path) -> None:
+    """Codes [8, T] of the tracks of many songs, the corpus's first, by the codec of `out`."""
+    model = codec.load_codec(out / "xcodec")
+    songs = map(draw_song, range(FIRST_SEED, FIRST_SEED + CODED_SONGS))
+    tracks = (torch.from_numpy(wave) for song in songs for wave in render(song, codec.RATE))
+    torch.save([codec.codes(model, track).short() for track in tracks], work / CODES)
+
+
+def song_codes(work: Path) -> list[Tensor]:
+    """What `write_codes` wrote."""
+    return [codes.long() for codes in torch.load(work / CODES)]
 
 
 def run(part: str, work: Path, out: Path, device: str) -> None:
@@ -84,22 +90,22 @@ def run(part: str, work: Path, out: Path, device: str) -> None:
         write_text(out)
     elif part == "codec":
         make_codec(work, out, device)
+    elif part == "codes":
+        write_codes(work, out)
     elif part == "stage1":
         stage1.train_stage1(work, out / "stage1", Tokenizer(out / "tokenizer.model"), device)
     elif part == "stage2":
-        books = torch.stack(
-            [quantizer.codebook.embed for quantizer in codec.load_codec(out / "xcodec").quantizer.quantizers]
-        )
-        books = books.detach()[..., : codec.ACOUSTIC]
-        stage2.train_stage2(corpus_codes(work, out), books, work, out / "stage2", device)
+        quantizers = codec.load_codec(out / "xcodec").quantizer.quantizers
+        books = torch.stack([quantizer.codebook.embed for quantizer in quantizers])[..., : codec.ACOUSTIC].detach()
+        stage2.train_stage2(song_codes(work), books, work, out / "stage2", device)
     elif part == "decoder":
         model = codec.load_codec(out / "xcodec").to(device)
-        codec.train_decoder(model, corpus(codec.RATE), corpus_codes(work, out), work, DECODER_STEPS)
+        codec.train_decoder(model, corpus(codec.RATE), song_codes(work), work, DECODER_STEPS)
         if rank() == 0:
             codec.save_codec(model, out / "xcodec")
     else:
         model = codec.load_codec(out / "xcodec")
-        vectors = [model.quantizer.decode(codes[:, None])[0].T for codes in corpus_codes(work, out)]
+        vectors = [model.quantizer.decode(codes[:, None])[0].T for codes in song_codes(work)[: 2 * SONGS]]
         folder = out / f"vocoder-{part}"
         silence = model.quantizer.decode(torch.zeros(8, 1, 1, dtype=torch.long))[0, :, 0]
         vocoders.train_vocoder(part, corpus(vocoders.RATE), vectors, silence, work, folder, VOCODER_STEPS, device)
