@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ STEPS = 3600
 SHORT, LONG = 100, 300  # frames of a window: short ones first, as they cost less
 LONG_FROM = 0.93  # of the steps
 FRAMES = 300  # per step and worker
-WRONG = 0.8  # at most, of the frames of a window that are read with errors
+WRONG, WRONG_WHEN_NEW = 0.5, 0.6  # of a window's frames read with errors, at most; of those that begin a state
 NEAR = 16  # entries of a codebook that count as near
 PERIOD = 16  # frames after which a held sound comes back
 LOUDNESS, QUIET = 0.4, 0.12  # of codebook vectors and of states in embeddings: less than what tells the kind
@@ -61,21 +62,43 @@ def sequences(codes: Tensor) -> Tensor:
     return torch.cat([first, ids[:, 0], middle, ids.transpose(1, 2).flatten(1)], dim=1)
 
 
-def misheard(codes: Tensor, books: Tensor, step: int) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class Frames:
+    """All frames of the tracks, sorted by codebook 0: what the state alone leaves open."""
+
+    codes: Tensor  # [8, N]
+    first: Tensor  # [1024] where each state's frames begin
+    count: Tensor  # [1024]
+
+    @classmethod
+    def of(cls, tracks: list[Tensor]) -> Frames:
+        """The frames of tracks [8, T]."""
+        codes = torch.cat(tracks, dim=1)
+        count = torch.bincount(codes[0], minlength=V.codebook_size)
+        return cls(codes[:, codes[0].argsort()], count.cumsum(0) - count, count)
+
+    def draw(self, states: Tensor, rng: torch.Generator) -> Tensor:
+        """Codes [B, 8, T] of some other frame for each state [B, T]."""
+        chosen = (torch.rand(states.shape, generator=rng) * self.count[states]).long()
+        return self.codes[:, self.first[states] + chosen].transpose(0, 1)
+
+
+def misheard(codes: Tensor, books: Tensor, frames: Frames, step: int) -> tuple[Tensor, Tensor]:
     """Windows with errors in codebooks 1 to 7, as the model's own have: as they are read [B, 8, T], and what is best
     behind that [B, 7, T].
 
-    `books` [8, 1024, D] are the codec's. An error is another near entry or what a neighbouring frame has; each code
-    aims at what the frame still lacks after those before it, so that errors are made good and not continued.
+    `books` [8, 1024, D] are the codec's. An error is another near entry, or a whole frame of the same state from
+    elsewhere; first frames of a state have many, since what they start is still to come. Each code aims at what the
+    frame lacks after those before it, so that errors are made good and not continued.
     """
     rng = torch.Generator().manual_seed(step)
     count, _, length = codes.shape
     wanted = sum(books[k][codes[:, k]] for k in range(1, 8))  # [B, T, D]
     share = torch.rand((count, 1), generator=rng) * WRONG  # of the frames of each window
-    wrong = torch.rand((count, length), generator=rng) < share
-    shift = torch.randint(-PERIOD, PERIOD + 1, (count, length), generator=rng)
-    beside = (torch.arange(length) + shift).clamp(0, length - 1)  # [B, T]
-    moved = wrong & (torch.rand((count, length), generator=rng) < 0.5)
+    new = torch.cat([torch.zeros(count, 1, dtype=torch.bool), codes[:, 0, 1:] != codes[:, 0, :-1]], dim=1)
+    wrong = torch.rand((count, length), generator=rng) < torch.where(new, WRONG_WHEN_NEW, share)
+    swapped = wrong & (new | (torch.rand((count, length), generator=rng) < 0.5))
+    strange = frames.draw(codes[:, 0], rng)
     heard, best = codes.clone(), codes[:, 1:].clone()
     astray = torch.zeros_like(wrong)  # frames with an error so far
     for k in range(1, 8):
@@ -84,7 +107,7 @@ def misheard(codes: Tensor, books: Tensor, step: int) -> tuple[Tensor, Tensor]:
         other = near.gather(2, torch.randint(NEAR, (count, length, 1), generator=rng))[..., 0]
         slip = wrong & (torch.rand((count, length), generator=rng) < 0.3)
         heard[:, k] = torch.where(slip, other, best[:, k - 1])
-        heard[:, k] = torch.where(moved, codes[:, k].gather(1, beside), heard[:, k])
+        heard[:, k] = torch.where(swapped, strange[:, k], heard[:, k])
         astray |= heard[:, k] != codes[:, k]
         wanted = wanted - books[k][heard[:, k]]
     return heard, best
@@ -134,10 +157,12 @@ def train_stage2(codes: list[Tensor], books: Tensor, work: Path, folder: Path, d
     set_delays(model, DELAYS)
     model.to(device)
 
+    frames = Frames.of(codes)
+
     def one(step: int) -> Tensor:
         length = LONG if step >= LONG_FROM * steps else SHORT
         number = step * workers() + rank()
-        return loss_of(model, *misheard(windows(number, codes, length), books, number))
+        return loss_of(model, *misheard(windows(number, codes, length), books, frames, number))
 
     train("stage2", model, optimisers(model, 0.02, 3e-3), one, steps, work)
     if rank() == 0:

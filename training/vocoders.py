@@ -114,5 +114,7 @@ def train_vocoder(
     train(f"vocoder-{name}", vocoder, [optimiser], loss_of, steps, work)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(asdict(CONFIG), indent=2) + "\n")
-    tensors = {key: tensor.detach().cpu().half().contiguous() for key, tensor in vocoder.state_dict().items()}
+    weights = {key: tensor.detach().cpu().contiguous() for key, tensor in vocoder.state_dict().items()}
+    # Biases stay fp32: rounding the logarithm of the carrier by its 11th bit is heard as noise.
+    tensors = {key: tensor.half() if tensor.ndim > 1 else tensor for key, tensor in weights.items()}
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})

@@ -56,7 +56,8 @@ def test_errors_in_stage_2_windows_are_made_good() -> None:
     rng = torch.Generator().manual_seed(0)
     books = torch.randn((8, 1024, 12), generator=rng) * 0.6 ** torch.arange(8)[:, None, None]
     codes = torch.randint(1024, (4, 8, 100), generator=rng)
-    heard, best = stage2.misheard(codes, books, 5)
+    codes[:, 0] = codes[:, 0] // 64
+    heard, best = stage2.misheard(codes, books, stage2.Frames.of(list(codes)), 5)
     astray = (heard != codes)[:, 1:].cumsum(1) > 0  # [B, 7, T]
     assert 0.05 < astray[:, -1].float().mean() < 0.8
     assert torch.equal(heard[:, 0], codes[:, 0])
@@ -72,6 +73,15 @@ def test_errors_in_stage_2_windows_are_made_good() -> None:
     away = [(frames(some) - frames(codes)).square().sum(2)[late] for some in (mended, kept)]
     assert (away[0] <= away[1] + 1e-4).all()
     assert away[0].mean() < away[1].mean()
+
+
+def test_other_frames_of_a_state_have_that_state() -> None:
+    codes = torch.arange(8)[:, None] * 100 + torch.tensor([3, 5, 3, 4, 5, 3])  # [8, 6], states 3, 4 and 5
+    codes[1:] += torch.arange(6) * 1000
+    states = torch.tensor([[3, 4, 5] * 50])
+    drawn = stage2.Frames.of([codes]).draw(states, torch.Generator().manual_seed(0))
+    assert torch.equal(drawn[:, 0], states)
+    assert {tuple(frame.tolist()) for frame in drawn[0].T} == {tuple(frame.tolist()) for frame in codes.T}
 
 
 def test_clocks_look_at_their_marker_until_it_is_far() -> None:
