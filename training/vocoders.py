@@ -99,7 +99,7 @@ def train_vocoder(
     """
     tracks = list(range(int(name != "vocals"), len(corpus.waves), 2))
     vocoder = fitted(corpus, vectors, tracks[:80]).to(device)
-    optimiser = torch.optim.AdamW(vocoder.parameters(), 2e-4, betas=(0.8, 0.99), weight_decay=0.0)
+    optimiser = torch.optim.AdamW(vocoder.parameters(), 1.2e-4, betas=(0.8, 0.99), weight_decay=0.0)
 
     def loss_of(step: int) -> Tensor:
         cuts = [(track, start) for track, start in corpus.cuts(step, 16, 60) if track in tracks]
