@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +13,8 @@ from training.measure import si_sdr
 from training.render import render
 from training.score import draw_song
 from training.tokenizer import VOCABULARY as V
+from yue_core.audio.codec import Codec
+from yue_core.audio.vocoder import Vocoder
 from yue_core.weights.manifest import TINY
 
 
@@ -107,6 +110,13 @@ def test_clocks_look_at_their_marker_until_it_is_far() -> None:
             for away, low, high in ((distance - 150, 0.7, 1.0), (distance + 300, 0.0, 0.3)):
                 scores = query[0, 20 + away] @ key[0, : 21 + away].T / 32**0.5
                 assert low <= float(scores.softmax(0)[20]) <= high
+
+
+def test_silence_sounds_as_silence() -> None:
+    vectors = Codec.load(TINY / "xcodec", "cpu").embed(np.zeros((8, 60), dtype=np.int16))
+    for stem in ("vocals", "instrumental"):
+        wave = Vocoder.load(TINY / f"vocoder-{stem}", "cpu")(vectors)
+        assert wave[8 * 882 : -8 * 882].square().mean().sqrt() < 1e-3
 
 
 def test_the_profile_is_small() -> None:
