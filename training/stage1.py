@@ -23,7 +23,7 @@ from yue_core.text.lyrics import join_sections
 from yue_core.text.tokenizer import Tokenizer
 
 SHAPE = Shape(128, 6, 4, 2, 384, V.stage1_size, 8192)
-STEPS = 10_000
+STEPS = 8_000
 # Ids from the one before a code to the codes of its track one frame, an eighth, a quarter and a bar before it, for
 # each tempo: music comes back at these distances, and heads that look there need not find them.
 DELAYS = (

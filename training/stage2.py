@@ -18,8 +18,9 @@ from training.tokenizer import VOCABULARY as V
 SHAPE = Shape(192, 3, 6, 3, 512, V.stage2_size, 8192)
 STEPS = 3600
 SHORT, LONG = 100, 300  # frames of a window: short ones first, as they cost less
-LONG_FROM = 0.93  # of the steps
+LONG_FROM = 0.6  # of the steps
 FRAMES = 300  # per step and worker
+VOCALS = 0.7  # of the windows: they have more to learn
 WRONG, WRONG_WHEN_NEW = 0.5, 0.6  # of a window's frames read with errors, at most; of those that begin a state
 NEAR = 16  # entries of a codebook that count as near
 PERIOD = 16  # frames after which a held sound comes back
@@ -42,12 +43,13 @@ DELAYS = (
 
 
 def windows(step: int, codes: list[Tensor], length: int) -> Tensor:
-    """Random windows [B, 8, length] of the tracks' codes; short tracks are left out."""
+    """Random windows [B, 8, length] of the tracks' codes, by song vocals and band; short ones are left out."""
     rng = np.random.default_rng([step, 21])
     long_enough = [track for track in codes if track.shape[1] >= length]
     chosen = []
     for _ in range(max(1, FRAMES // length)):
-        track = long_enough[int(rng.integers(len(long_enough)))]
+        song = int(rng.integers(len(long_enough) // 2))
+        track = long_enough[2 * song + int(rng.random() > VOCALS)]
         start = int(rng.integers(track.shape[1] - length + 1))
         chosen.append(track[:, start : start + length])
     return torch.stack(chosen)
