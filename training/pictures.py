@@ -23,8 +23,8 @@ PARTS = {
     "decoder": "codec: decoder",
     "vocoder-vocals": "vocoder: vocals",
     "vocoder-instrumental": "vocoder: instrumental",
-    "stage1": "stage 1 (nats per code)",
-    "stage2": "stage 2 (nats per code)",
+    "stage1": "stage 1 (nats, with its questions)",
+    "stage2": "stage 2 (nats per code, read with errors)",
 }
 SMOOTH = 20  # steps
 
