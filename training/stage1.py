@@ -127,8 +127,9 @@ def train_stage1(work: Path, folder: Path, tokenizer: Tokenizer, device: str) ->
     pupil = Pupil()
     model = pupil.llama
     set_states(model)
-    set_tags(model, tokenizer)
-    set_flags(model, [[V.xcodec], tag_ids(tokenizer), slice(None)])
+    tags = tag_ids(tokenizer)
+    set_tags(model, tokenizer, tags)
+    set_flags(model, [[V.xcodec], tags, slice(None)])
     set_delays(model, [[Delay((back,)) for back in some] for some in DELAYS])
     for layer, clocks in CLOCKS.items():
         set_steady(model, layer)
@@ -159,15 +160,14 @@ def tag_ids(tokenizer: Tokenizer) -> list[int]:
 
 
 @torch.no_grad()
-def set_tags(model: Llama, tokenizer: Tokenizer) -> None:
-    """Begin with tags that are what they mean: one direction for each tempo, mood, instrument, ..."""
+def set_tags(model: Llama, tokenizer: Tokenizer, own: list[int]) -> None:
+    """Begin with tags that are what they mean: one direction for each tempo, mood, ...; `own` are their ids."""
     embeddings = model.model.embed_tokens.weight
     meanings = [[word] for word in (*TEMPO, *VOICES)]
     meanings += [words for table in (MOODS, INSTRUMENTS, STYLES, TIMBRES) for words in table.values()]
     generator = torch.Generator().manual_seed(6)
     directions = torch.linalg.qr(torch.randn(SHAPE.hidden_size, len(meanings), generator=generator))[0].T
     directions *= embeddings.square().sum(1).mean().sqrt()
-    own = tag_ids(tokenizer)
     embeddings[own] = 0
     for words, direction in zip(meanings, directions, strict=True):
         pieces = {piece for word in words for piece in tokenizer.encode(word)}
