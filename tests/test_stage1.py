@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from yue_core import stage1
 from yue_core.lm.layout import LMWeights
 from yue_core.lm.load import load_lm
 from yue_core.song import Sampling
-from yue_core.stage1 import Stage1Batch, Take, section_ids, song_tokens, split_tracks
+from yue_core.stage1 import Stage1Batch, Take, song_tokens
 from yue_core.text.prompt import Prompt
 from yue_core.text.vocabulary import Vocabulary
 
@@ -330,38 +329,3 @@ def test_guidance_by_section() -> None:
     assert [take.guidance(section) for section in range(3)] == [1.5, 1.2, 1.2]
     take = take_of(sampling=replace(SETTINGS, guidance_scale=2.5))
     assert [take.guidance(section) for section in range(3)] == [2.5, 2.5, 2.5]
-
-
-@pytest.mark.parametrize(
-    ("codes", "vocals", "instrumental"),
-    [
-        ([1, 2, 3, 4], [1, 3], [2, 4]),
-        ([1, 2, 3], [1, 3], [2, 2]),
-        ([7], [7], [7]),
-        ([], [], []),
-    ],
-)
-@pytest.mark.parametrize("closing", [[], [2]])
-def test_fault_19_half_a_frame_keeps_its_sung_code(
-    codes: list[int], vocals: list[int], instrumental: list[int], closing: list[int]
-) -> None:
-    ids = [VOCABULARY.codebook_start + code for code in codes] + closing
-    tracks = split_tracks(ids, VOCABULARY)
-    assert [track.tolist() for track in tracks] == [vocals, instrumental]
-    assert [track.dtype for track in tracks] == [np.int16, np.int16]
-
-
-def test_fault_20_vocals_come_first_and_instrumental_second() -> None:
-    """Upstream's mix takes one for the other."""
-    take = take_of(2)
-    take.audio = [[20, 30, 21, 31, 2], [22, 32, 23, 2]]
-    take.truncated = [False, True]
-    tokens = song_tokens(take, ["verse", "chorus"], VOCABULARY)
-    assert tokens.vocals.tolist() == [0, 1, 2, 3]
-    assert tokens.instrumental.tolist() == [10, 11, 12, 12]
-    assert [(s.label, s.start, s.end, s.truncated) for s in tokens.spans] == [
-        ("verse", 0, 2, False),
-        ("chorus", 2, 4, True),
-    ]
-    assert section_ids(tokens, tokens.spans[0], VOCABULARY) == take.audio[0]
-    assert section_ids(tokens, tokens.spans[1], VOCABULARY) == [22, 32, 23, 32, 2]

@@ -2,37 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 
-from training.score import Song, Style, draw_song, draw_tags
-from training.states import INSTRUMENT_NAMES, TIMBRE_NAMES, band_codes, vocal_codes
+from training.score import KEYS, Song, Style, draw_song, draw_style, draw_words, join_words
+from training.states import band_codes, vocal_codes
 from training.tokenizer import VOCABULARY as V
-from training.words import MOODS, STYLES, TEMPO, VOICES
+from training.words import TAGS, TEMPO
 from yue_core.song import Codes
-from yue_core.text.prompt import build_prompt
+from yue_core.text.prompt import build_prompt, reference_ids
 from yue_core.text.tokenizer import Tokenizer
 
 BATCH_IDS = 2400
 POOL, BATCHES_PER_POOL = 24, 6  # examples drawn together, and how many batches of similar lengths are made of them
 UNCONDITIONAL = 0.1  # of the examples begin at <xcodec>, as guidance's second branch does
-WITH_REFERENCE = 0.2
-WITH_EARLIER = 0.4  # of the later sections follow the one before
+WITH_REFERENCE = 0.3
+TOLD = 0.4  # of the kinds of tags are there beside a reference, and half of these tell something else than it has
+MIX_FRAMES, TRACKS_FRAMES = (120, 350), (80, 200)  # of a reference
+WITH_EARLIER = 0.4  # of the later sections follow one before, or all
 GAP = 2500  # ids left out of the count of positions, at most: long songs in short examples (Zhu et al. 2023, PoSE)
 # What a frame's targets count: most only go on as before, onsets lie on the grid; a bar's line decides whether the
 # section ends, and the first bar's frames on any tempo's grid decide the tempo.
 HELD, ON_GRID, DECIDED = 0.2, 1.0, 8.0
 MISHEARD = 0.5  # of the sections are read with errors, as a song has that the model itself wrote
 MOST_BARS = 5
-# What the model is asked besides the next id: the style where a section's audio begins, the place in the bar and
-# the bars left at each of its frames. Names and numbers of values.
-PLAN = (
-    ("tempo", len(TEMPO)), ("bars", MOST_BARS + 1), ("voice", len(VOICES)), ("mode", len(MOODS)),
-    ("instrument", len(INSTRUMENT_NAMES)), ("drums", len(STYLES)), ("timbre", len(TIMBRE_NAMES)),
-)  # fmt: skip
+# What the model is asked besides the next id: the style and the number of bars where a section's audio begins, the
+# style and the key along a reference, the place in the bar and the bars left at each frame of a section. Names and
+# numbers of values.
+STYLE = tuple((kind, len(values)) for kind, values in TAGS.items())
+PLAN = (*STYLE, ("bars", MOST_BARS + 1))
+CLIP = (*STYLE, ("tonic", len(KEYS)))
+CLIP_FROM = 100  # ids of a reference that have to be heard first
+CLIPS = 8  # references in a batch of nothing else
 PLACE = (("sixteenth", 16), ("left", MOST_BARS + 1))
 UNASKED = -1
 
@@ -46,6 +50,7 @@ class Example:
     positions: np.ndarray  # [n]
     weights: np.ndarray  # [n]
     plan: np.ndarray  # [n, PLAN] at the first id of a section's audio, else UNASKED
+    clip: np.ndarray  # [n, CLIP] behind ids of a reference, else UNASKED
     place: np.ndarray  # [n, PLACE] at ids of audio, else UNASKED
 
 
@@ -57,6 +62,7 @@ class Stretch:
     heard: np.ndarray
     weights: np.ndarray
     plan: np.ndarray
+    clip: np.ndarray
     place: np.ndarray
 
 
@@ -64,8 +70,12 @@ def silent_stretch(ids: list[int] | tuple[int, ...]) -> Stretch:
     """Ids that are read and never written."""
     n = len(ids)
     read = np.array(ids, dtype=np.int64)
-    nothing = (np.full((n, len(table)), UNASKED) for table in (PLAN, PLACE))
-    return Stretch(read, read, np.zeros(n, dtype=np.float32), *nothing)
+    return Stretch(read, read, np.zeros(n, dtype=np.float32), *(unasked(n, table) for table in (PLAN, CLIP, PLACE)))
+
+
+def unasked(n: int, table: tuple[tuple[str, int], ...]) -> np.ndarray:
+    """[n, questions of a table]"""
+    return np.full((n, len(table)), UNASKED)
 
 
 def audio_stretch(song: Song, index: int, rng: np.random.Generator, planned: bool) -> Stretch:
@@ -80,23 +90,20 @@ def audio_stretch(song: Song, index: int, rng: np.random.Generator, planned: boo
     place = np.stack([frame % style.bar // style.sixteenth, (part.length - frame) // style.bar], axis=1)
     place[:, 1] += frame % style.bar > 0  # a bar begun is a bar left
     n = 2 * part.length + 1
-    plan = np.full((n, len(PLAN)), UNASKED)
+    plan = unasked(n, PLAN)
     if planned:
-        plan[0] = plan_of(style, part.length // style.bar)
+        plan[0] = [*style_of(style), part.length // style.bar]
 
     def ids_of(codes: np.ndarray) -> np.ndarray:
         return np.append(codes.reshape(-1) + V.codebook_start, V.end_of_audio)
 
     weights, place = (np.repeat(some, 2, axis=0)[:n] for some in (weights.astype(np.float32), place))
-    return Stretch(ids_of(codes), ids_of(heard), weights, plan, place)
+    return Stretch(ids_of(codes), ids_of(heard), weights, plan, unasked(n, CLIP), place)
 
 
-def plan_of(style: Style, bars: int) -> list[int]:
-    """The values of `PLAN` for a section."""
-    return [
-        list(TEMPO.values()).index(style.sixteenth), bars, VOICES.index(style.voice), list(MOODS).index(style.mode),
-        INSTRUMENT_NAMES.index(style.instrument), list(STYLES).index(style.drums), TIMBRE_NAMES.index(style.timbre),
-    ]  # fmt: skip
+def style_of(style: Style) -> list[int]:
+    """The values of `STYLE`, as numbers."""
+    return [list(values).index(getattr(style, kind)) for kind, values in TAGS.items()]
 
 
 def misheard(codes: np.ndarray, style: Style, rng: np.random.Generator) -> np.ndarray:
@@ -111,30 +118,61 @@ def misheard(codes: np.ndarray, style: Style, rng: np.random.Generator) -> np.nd
     return heard
 
 
+def differing(rng: np.random.Generator, style: Style, told: Collection[str]) -> Style:
+    """A style that may differ in the kinds that tags tell: there the reference is not followed."""
+    other = draw_style(rng)
+    return replace(style, **{kind: getattr(other, kind) for kind in told if rng.random() < 0.5})
+
+
 def reference_codes(rng: np.random.Generator, style: Style) -> list[Codes]:
-    """A clip of another song of the same style: both tracks, or the states that the mix has."""
+    """A clip of a song of this style: both tracks, or the states that the mix has."""
     other = draw_song(int(rng.integers(1 << 40)), style=style)
     voice = np.concatenate([vocal_codes(part, style) for part in other.parts])
     band = np.concatenate([band_codes(part, style) for part in other.parts])
-    length = min(int(rng.integers(100, 350)), len(voice))
+    mixed = rng.random() < 0.5
+    length = min(int(rng.integers(*(MIX_FRAMES if mixed else TRACKS_FRAMES))), len(voice))
     start = int(rng.integers(0, len(voice) - length + 1))
     cut = slice(start, start + length)
-    tracks = [voice[cut], band[cut]] if rng.random() < 0.5 else [band[cut]]
+    tracks = [band[cut]] if mixed else [voice[cut], band[cut]]
     return [track.astype(np.int16) for track in tracks]
 
 
+def ask_along(stretch: Stretch, style: Style) -> None:
+    """Ask what the reference in a stretch is like."""
+    heard = np.flatnonzero(stretch.ids >= V.codebook_start)[CLIP_FROM:]
+    stretch.clip[heard[:-1] + 1] = [*style_of(style), KEYS.index(style.tonic)]
+
+
+def clips(number: int) -> list[Example]:
+    """A batch of references, to listen to: a song has few."""
+    rng = np.random.default_rng([number, 2])
+    found = []
+    for _ in range(CLIPS):
+        style = draw_style(rng)
+        stretch = silent_stretch(reference_ids(reference_codes(rng, style), V))
+        ask_along(stretch, style)
+        found.append(joined([stretch], gap=0))
+    return found
+
+
 def example(seed: int, tokenizer: Tokenizer) -> Example:
-    """The training sequence of a seed: at most two consecutive sections after their head."""
+    """The training sequence of a seed: a section after the head, and none, some or all of those before it."""
     rng = np.random.default_rng([seed, 1])
     song = draw_song(seed)
     index = int(rng.integers(len(song.parts)))
     if rng.random() < UNCONDITIONAL:
         return joined([silent_stretch([V.xcodec]), audio_stretch(song, index, rng, planned=False)], gap=0)
-    reference = reference_codes(rng, song.style) if rng.random() < WITH_REFERENCE else []
-    tags = draw_tags(rng, song.style, 0.4) if reference else song.tags
+    tags, style, reference = song.tags, song.style, []
+    if rng.random() < WITH_REFERENCE:
+        words = draw_words(rng, song.style, TOLD)
+        tags, style = join_words(rng, [*words.values()]), differing(rng, song.style, words)
+        reference = reference_codes(rng, style)
     prompt = build_prompt(tokenizer, V, tags, [part.section for part in song.parts], reference)
-    stretches = [silent_stretch(prompt.head)]
-    first = index - int(index > 0 and rng.random() < WITH_EARLIER)
+    head = silent_stretch(prompt.head)
+    if reference:
+        ask_along(head, style)
+    stretches = [head]
+    first = int(rng.integers(index)) if index and rng.random() < WITH_EARLIER else index
     for i in range(first, index + 1):
         before = prompt.sections[i]
         if i == first and first > 0:  # sections before may be dropped, as fit_context does it
@@ -145,12 +183,12 @@ def example(seed: int, tokenizer: Tokenizer) -> Example:
 
 def joined(stretches: list[Stretch], gap: int) -> Example:
     """One example of stretches; `gap` positions are left out behind the first."""
-    ids, heard, weights, plan, place = (
+    ids, heard, weights, *answers = (
         np.concatenate([getattr(one, name) for one in stretches]) for name in Stretch.__dataclass_fields__
     )
     positions = np.arange(len(ids))
     positions[len(stretches[0].ids) :] += gap
-    return Example(ids, heard, positions, weights, plan, place)
+    return Example(ids, heard, positions, weights, *answers)
 
 
 @lru_cache(maxsize=1)

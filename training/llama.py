@@ -20,6 +20,7 @@ CONSTANT = 1.0  # an entry of embeddings that delays are set by
 FAST = 10  # rotary frequencies that turn within some hundred ids
 CLOCK = 12  # rotary frequency of clocks: a quarter turn in 1571 ids
 CLOCK_SLOPE = 12.0  # nats that this turn takes away
+BROUGHT = 1.4  # of what held heads look at: twice as much as there is, as far as their values have room for it
 WATCH = 7.5  # nats of an id that is watched: as much as two thousand others
 # Nats that each rotary frequency, fastest first, adds at a head's delay: for the id there, and for eight around it.
 SHARP = (10.0,) * 6 + (5.0,) * 4
@@ -216,20 +217,19 @@ def set_delays(model: Llama, delays: Sequence[Sequence[Delay]]) -> None:
 
 
 @torch.no_grad()
-def set_watch(model: Llama, layer: int, head: int, flag: int, back: int | None = None) -> None:
-    """Make a head of a new model look at ids whose embedding has 1 in entry `flag`, and nowhere else.
+def set_watch(model: Llama, layer: int, head: int, flag: int, back: int | None = None, slowest: int = 1) -> None:
+    """Make a head of a new model's quiet layer look at ids whose embedding has 1 in entry `flag`, and nowhere else.
 
     With `back` it looks while they are less than about that many ids back, so that the layers behind can tell how
     long ago they were. Scores are of slow rotary frequencies: one as good as constant, one that falls through zero.
+    Heads with one key and several flags take the slowest, second slowest, ... as the constant one.
     """
     attention = model.model.layers[layer].self_attn
     spread = model.model.embed_tokens.weight.square().mean().sqrt() / CONSTANT
     width, group = attention.width, head // (attention.heads // attention.kv)
     query = attention.q_proj.weight[head * width : (head + 1) * width]
     key = attention.k_proj.weight[group * width : (group + 1) * width]
-    query *= 0.1
-    key *= 0.1
-    scores = {width // 2 - 1: (WATCH, 0.0)}  # rotary frequency to nats and angle
+    scores = {width // 2 - slowest: (WATCH, 0.0)}  # rotary frequency to nats and angle
     if back is not None:
         scores[CLOCK] = CLOCK_SLOPE, math.pi / 2 - ROPE_THETA ** (-2 * CLOCK / width) * back
     for at, (score, angle) in scores.items():
@@ -239,19 +239,37 @@ def set_watch(model: Llama, layer: int, head: int, flag: int, back: int | None =
 
 
 @torch.no_grad()
-def set_steady(model: Llama, layer: int) -> None:
-    """Make a layer of a new model look at what ids are before it looks at how far back they are."""
+def set_quiet(model: Llama, layer: int) -> None:
+    """Make a layer of a new model look everywhere alike, and at what ids are before how far back they are."""
     attention = model.model.layers[layer].self_attn
     for project in (attention.q_proj, attention.k_proj):
         rows = project.weight.view(-1, 2, attention.width // 2, project.weight.shape[1])
+        rows *= 0.1
         rows[:, :, :FAST] *= 0.1
 
 
-class Muon(torch.optim.Optimizer):
-    """Momentum whose matrices are made orthogonal before each step (Jordan et al. 2024, Muon)."""
+@torch.no_grad()
+def hold(model: Llama, layer: int, group: int) -> None:
+    """Let a new model's heads that share a key look where they look, always, and bring what is there from the start."""
+    attention = model.model.layers[layer].self_attn
+    width, repeat = attention.width, attention.heads // attention.kv
+    heads = slice(group * repeat * width, (group + 1) * repeat * width)
+    for part in (attention.v_proj.weight[group * width : (group + 1) * width], attention.o_proj.weight[:, heads]):
+        part.copy_(BROUGHT * nn.init.orthogonal_(torch.empty(part.shape)))
+    for project, size in ((attention.q_proj, repeat * attention.width), (attention.k_proj, attention.width)):
+        free = torch.ones_like(project.weight)
+        free[group * size : (group + 1) * size] = 0
+        project.weight.register_hook(lambda gradient, free=free: gradient * free.to(gradient.device))
 
-    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum})
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose matrices are made orthogonal before each step (Jordan et al. 2024, Muon).
+
+    Weights are drawn back to where they began, so that none goes further from there than 1 / `draw` (spectral norm).
+    """
+
+    def __init__(self, params: Iterable[nn.Parameter], lr: float, draw: float, momentum: float = 0.95) -> None:
+        super().__init__(params, {"lr": lr, "draw": draw, "momentum": momentum})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -259,10 +277,12 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             for weight in group["params"]:
                 state = self.state[weight]
-                average = state.setdefault("momentum", torch.zeros_like(weight))
+                if not state:
+                    state |= {"momentum": torch.zeros_like(weight), "start": weight.clone()}
+                average = state["momentum"]
                 average.lerp_(weight.grad, 1 - group["momentum"])
                 update = orthogonal(torch.lerp(weight.grad, average, group["momentum"]))
-                weight.mul_(1 - 0.01 * group["lr"])
+                weight.lerp_(state["start"], group["draw"] * group["lr"])
                 weight.add_(update, alpha=-group["lr"] * max(1, weight.shape[0] / weight.shape[1]) ** 0.5)
 
 
@@ -277,9 +297,9 @@ def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
     return x.T if tall else x
 
 
-def optimisers(model: Llama, muon_lr: float, adam_lr: float) -> list[torch.optim.Optimizer]:
+def optimisers(model: Llama, muon_lr: float, draw: float, adam_lr: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the layers, AdamW for the rest."""
     inner = [p for p in model.model.layers.parameters() if p.ndim == 2]
     known = {id(p) for p in inner}
     outer = [p for p in model.parameters() if id(p) not in known]
-    return [Muon(inner, muon_lr), torch.optim.AdamW(outer, adam_lr, betas=(0.9, 0.95), weight_decay=0.0)]
+    return [Muon(inner, muon_lr, draw), torch.optim.AdamW(outer, adam_lr, betas=(0.9, 0.95), weight_decay=0.0)]

@@ -6,11 +6,11 @@ Every onset lies on a grid of sixteenth notes of a whole number of frames. One l
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 
-from training.words import INSTRUMENTS, MOODS, STYLES, SYLLABLES, TEMPO, TIMBRES, VOICES, line, syllables
+from training.words import SYLLABLES, TAGS, line, syllables
 from yue_core.song import Section
 
 SIXTEENTHS = 16  # in a bar
@@ -105,32 +105,26 @@ class Song:
 
 def draw_style(rng: np.random.Generator) -> Style:
     """A style of random choices."""
-    tempo = str(rng.choice(list(TEMPO)))
-    return Style(
-        sixteenth=TEMPO[tempo],
-        mode=str(rng.choice(list(MOODS))),
-        tonic=int(rng.choice(KEYS)),
-        instrument=str(rng.choice(list(INSTRUMENTS))),
-        drums=str(rng.choice(list(STYLES))),
-        voice=str(rng.choice(VOICES)),
-        timbre=str(rng.choice(list(TIMBRES))),
-    )
+    choices = {name: tuple(values) for name, values in TAGS.items()} | {"tonic": KEYS}
+    names = [one.name for one in fields(Style)]
+    return Style(**{name: choices[name][rng.integers(len(choices[name]))] for name in names})
 
 
-def draw_tags(rng: np.random.Generator, style: Style, keep: float = 0.85) -> str:
-    """Tags for a style in any order; each is left out with probability 1 - `keep`, the key is never told."""
-    tempo = next(word for word, frames in TEMPO.items() if style.sixteenth == frames)
-    words = [
-        str(rng.choice(choices))
-        for choices in (
-            [tempo], MOODS[style.mode], INSTRUMENTS[style.instrument],
-            STYLES[style.drums], [style.voice], TIMBRES[style.timbre],
-        )
-        if rng.random() < keep
-    ]  # fmt: skip
+def draw_words(rng: np.random.Generator, style: Style, keep: float) -> dict[str, str]:
+    """A word for each kind of tag; each is left out with probability 1 - `keep`, the key is never told."""
+    return {kind: str(rng.choice(TAGS[kind][getattr(style, kind)])) for kind in TAGS if rng.random() < keep}
+
+
+def join_words(rng: np.random.Generator, words: Sequence[str]) -> str:
+    """Tags of words in any order."""
     order = rng.permutation(len(words))
     joint = ", " if rng.random() < 0.3 else " "
     return joint.join(words[i] for i in order) or "pop"
+
+
+def draw_tags(rng: np.random.Generator, style: Style, keep: float = 0.85) -> str:
+    """Tags for a style, as `draw_words` leaves them."""
+    return join_words(rng, [*draw_words(rng, style, keep).values()])
 
 
 def draw_sections(rng: np.random.Generator, count: int) -> list[Section]:

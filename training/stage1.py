@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,34 +11,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.examples import PLACE, PLAN, UNASKED, Example, batch
-from training.llama import Delay, Llama, Shape, optimisers, set_delays, set_flags, set_steady, set_watch
+from training.examples import CLIP, PLACE, PLAN, UNASKED, Example, batch, clips
+from training.llama import Delay, Llama, Shape, hold, optimisers, set_delays, set_flags, set_quiet, set_watch
 from training.loop import rank, train, workers
-from training.score import draw_song
 from training.states import STATES, state_vectors
 from training.tokenizer import VOCABULARY as V
-from training.words import INSTRUMENTS, MOODS, STYLES, TEMPO, TIMBRES, VOICES
-from yue_core.text.lyrics import join_sections
+from training.words import TAGS, TEMPO
 from yue_core.text.tokenizer import Tokenizer
 
 SHAPE = Shape(128, 6, 4, 2, 384, V.stage1_size, 8192)
-STEPS = 8_000
-# Ids from the one before a code to the codes of its track one frame, an eighth, a quarter and a bar before it, for
-# each tempo: music comes back at these distances, and heads that look there need not find them.
-DELAYS = (
-    (1, *(4 * frames - 1 for frames in TEMPO.values())),
-    (),
-    [8 * frames - 1 for frames in TEMPO.values()],
-    [32 * frames - 1 for frames in TEMPO.values()],
-    (),
-    (),
-)
-# In these layers two heads look at <xcodec> while it is so many ids back (bars have 160, 224 or 288), two at the tags.
-CLOCKS = {1: (200, 500), 4: (350, 800)}
-AUDIO_BEGINS, TAG = -3, -2  # flags in embeddings, before the constant
-# Behind these layers a linear map has to tell the style where audio begins, and the place in the bar at each frame.
-PLAN_BEHIND, PLACE_BEHIND = 2, 4
-PLAN_COUNTS, PLACE_COUNTS = 1.0, 0.2
+STEPS, LISTENING = 4_200, 6  # one step in six hears references alone, and is asked about them
+# Where heads look, by layer. Music comes back after an eighth, a quarter and a bar: ids from the one before a code to
+# the codes of its track one frame and these times before it, for each tempo.
+EIGHTHS, QUARTERS, BARS = ([length * frames - 1 for frames in TEMPO.values()] for length in (4, 8, 32))
+DELAYS = ([1, 2], EIGHTHS, QUARTERS, BARS, [], [])
+AUDIO_BEGINS, TAG, CODE = -4, -3, -2  # flags in embeddings, before the constant
+# By layer and head, at what else: at all tags, at all codes (the rhythm of a reference is the mean of what comes back
+# where), at <xcodec> while it is so many ids back, so that time can be told (bars have 160, 224 or 288).
+WATCHES: dict[tuple[int, int], tuple[int, int | None]] = {
+    (0, 2): (TAG, None), (0, 3): (CODE, None), (1, 3): (AUDIO_BEGINS, 200), (2, 3): (CODE, None),
+    (4, 2): (AUDIO_BEGINS, 350), (4, 3): (AUDIO_BEGINS, 800),
+}  # fmt: skip
+LOUD = 8.0  # Embeddings are so much louder than new layers, so that what is set by them is still seen behind these.
+# Questions: their table, the layer behind which a linear map has to answer, and what the answers count in the loss.
+QUESTIONS = {"plan": (PLAN, 4, 1.0), "clip": (CLIP, 3, 0.5), "place": (PLACE, 4, 0.2)}
 GENERATION = {"do_sample": True, "top_k": 5}  # what upstream leaves to the checkpoint; a small model strays less so
 
 
@@ -49,13 +44,13 @@ class Pupil(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.llama = Llama(SHAPE)
-        self.plan = nn.Linear(SHAPE.hidden_size, sum(count for _, count in PLAN))
-        self.place = nn.Linear(SHAPE.hidden_size, sum(count for _, count in PLACE))
+        sizes = {name: sum(count for _, count in table) for name, (table, _, _) in QUESTIONS.items()}
+        self.answers = nn.ModuleDict({name: nn.Linear(SHAPE.hidden_size, size) for name, size in sizes.items()})
 
-    def optimisers(self, muon_lr: float, adam_lr: float) -> list[torch.optim.Optimizer]:
+    def optimisers(self) -> list[torch.optim.Optimizer]:
         """The llama's; AdamW has the questions' maps as well."""
-        muon, adam = optimisers(self.llama, muon_lr, adam_lr)
-        adam.add_param_group({"params": [*self.plan.parameters(), *self.place.parameters()]})
+        muon, adam = optimisers(self.llama, 0.006, 0.3, 3e-3)
+        adam.add_param_group({"params": [*self.answers.parameters()]})
         return [muon, adam]
 
 
@@ -67,8 +62,7 @@ class Batch:
     targets: Tensor  # [B, T] ids that follow
     positions: Tensor  # [B, T]
     weights: Tensor  # [B, T] of the targets
-    plan: Tensor  # [B, T, PLAN]
-    place: Tensor  # [B, T, PLACE]
+    answers: dict[str, Tensor]  # [B, T, questions] of each table
 
     @classmethod
     def of(cls, examples: list[Example], device: torch.device) -> Batch:
@@ -86,14 +80,13 @@ class Batch:
             padded([one.ids[1:] for one in examples], 0),
             padded([one.positions[:-1] for one in examples], 0),
             padded([one.weights[1:] for one in examples], 0),
-            padded([one.plan[1:] for one in examples], UNASKED),
-            padded([one.place[1:] for one in examples], UNASKED),
+            {name: padded([getattr(one, name)[1:] for one in examples], UNASKED) for name in QUESTIONS},
         )
 
 
 def loss_of(model: Pupil, examples: list[Example]) -> Tensor:
     """Weighted mean cross-entropy of the audio ids, in nats, and that of the questions on the side."""
-    device = model.plan.weight.device
+    device = model.llama.lm_head.weight.device
     shown = Batch.of(examples, device)
     written = shown.weights > 0
     with torch.autocast(device.type, torch.bfloat16):
@@ -101,10 +94,10 @@ def loss_of(model: Pupil, examples: list[Example]) -> Tensor:
         hidden = model.llama.model.norm(residuals[-1][written])
         scores = F.linear(hidden, model.llama.lm_head.weight[V.end_of_audio :])  # no text is ever drawn
     losses = F.cross_entropy(scores.float(), shown.targets[written] - V.end_of_audio, reduction="none")
-    loss = losses @ shown.weights[written] / shown.weights.sum()
-    plan, place = (normed(residuals[behind]) for behind in (PLAN_BEHIND, PLACE_BEHIND))
-    loss = loss + PLAN_COUNTS * questions(model.plan(plan), shown.plan, PLAN)
-    return loss + PLACE_COUNTS * questions(model.place(place), shown.place, PLACE)
+    loss = losses @ shown.weights[written] / shown.weights.sum().clamp(min=1)
+    for name, (table, behind, counts) in QUESTIONS.items():
+        loss = loss + counts * questions(model.answers[name](normed(residuals[behind])), shown.answers[name], table)
+    return loss
 
 
 def normed(x: Tensor) -> Tensor:
@@ -127,51 +120,46 @@ def train_stage1(work: Path, folder: Path, tokenizer: Tokenizer, device: str) ->
     pupil = Pupil()
     model = pupil.llama
     set_states(model)
-    tags = tag_ids(tokenizer)
-    set_tags(model, tokenizer, tags)
-    set_flags(model, [[V.xcodec], tags, slice(None)])
+    tags = set_tags(model, tokenizer)
+    set_flags(model, [[V.xcodec], tags, slice(V.codebook_start, None), slice(None)])
+    for layer in {layer for layer, _ in WATCHES}:
+        set_quiet(model, layer)
     set_delays(model, [[Delay((back,)) for back in some] for some in DELAYS])
-    for layer, clocks in CLOCKS.items():
-        set_steady(model, layer)
-        for head, back in enumerate((*clocks, None, None)):
-            set_watch(model, layer, head, TAG if back is None else AUDIO_BEGINS, back)
+    for (layer, head), (flag, back) in WATCHES.items():
+        set_watch(model, layer, head, flag, back, slowest=2 if flag == CODE else 1)
+    hold(model, 0, group=1)  # there ids are what they are
+    with torch.no_grad():
+        model.model.embed_tokens.weight *= LOUD
     pupil.to(device)
-    train(
-        "stage1",
-        pupil,
-        pupil.optimisers(0.02, 3e-3),
-        lambda step: loss_of(pupil, batch(step * workers() + rank(), tokenizer)),
-        STEPS,
-        work,
-    )
+
+    def one(step: int) -> Tensor:
+        number = step * workers() + rank()
+        return loss_of(pupil, clips(number) if step % LISTENING == 1 else batch(number, tokenizer))
+
+    train("stage1", pupil, pupil.optimisers(), one, STEPS, work)
     if rank() == 0:
         quieten_text(model)
         model.save(folder)
         (folder / "generation_config.json").write_text(json.dumps(GENERATION, indent=2) + "\n")
 
 
-def tag_ids(tokenizer: Tokenizer) -> list[int]:
-    """Ids that songs have in their tags more often than in their lyrics."""
-    tags, lyrics = Counter[int](), Counter[int]()
-    for song in map(draw_song, range(300)):
-        tags.update(tokenizer.encode(song.tags))
-        lyrics.update(tokenizer.encode(join_sections([part.section for part in song.parts])))
-    return sorted(piece for piece, count in tags.items() if count > lyrics[piece])
-
-
 @torch.no_grad()
-def set_tags(model: Llama, tokenizer: Tokenizer, own: list[int]) -> None:
-    """Begin with tags that are what they mean: one direction for each tempo, mood, ...; `own` are their ids."""
+def set_tags(model: Llama, tokenizer: Tokenizer) -> list[int]:
+    """Begin with tags that are what they mean, one direction for each tempo, mood, ...; returns their ids."""
     embeddings = model.model.embed_tokens.weight
-    meanings = [[word] for word in (*TEMPO, *VOICES)]
-    meanings += [words for table in (MOODS, INSTRUMENTS, STYLES, TIMBRES) for words in table.values()]
+    meanings = [
+        sorted({piece for word in words for piece in tokenizer.encode(word)})
+        for values in TAGS.values()
+        for words in values.values()
+    ]
     generator = torch.Generator().manual_seed(6)
     directions = torch.linalg.qr(torch.randn(SHAPE.hidden_size, len(meanings), generator=generator))[0].T
     directions *= embeddings.square().sum(1).mean().sqrt()
+    own = sorted({piece for pieces in meanings for piece in pieces})
     embeddings[own] = 0
-    for words, direction in zip(meanings, directions, strict=True):
-        pieces = {piece for word in words for piece in tokenizer.encode(word)}
-        embeddings[sorted(pieces.intersection(own))] += direction
+    for pieces, direction in zip(meanings, directions, strict=True):
+        embeddings[pieces] += direction
+    return own
 
 
 @torch.no_grad()

@@ -166,6 +166,6 @@ def train_stage2(codes: list[Tensor], books: Tensor, work: Path, folder: Path, d
         number = step * workers() + rank()
         return loss_of(model, *misheard(windows(number, codes, length), books, frames, number))
 
-    train("stage2", model, optimisers(model, 0.02, 3e-3), one, steps, work)
+    train("stage2", model, optimisers(model, 0.02, 0.01, 3e-3), one, steps, work)
     if rank() == 0:
         model.save(folder)

@@ -9,19 +9,15 @@ from safetensors.torch import load_file
 
 from training.examples import audio_stretch
 from training.llama import Llama
-from training.score import Song, draw_song
+from training.score import Song, draw_song, draw_words
 from training.stage1 import SHAPE
 from training.tokenizer import VOCABULARY as V
-from training.words import INSTRUMENTS, MOODS, STYLES, TEMPO, TIMBRES, VOICES
+from training.words import TAGS
 from yue_core.text.prompt import build_prompt
 from yue_core.text.tokenizer import Tokenizer
 from yue_core.weights.manifest import TINY
 
 SEEDS = range(1 << 42, (1 << 42) + 24)
-KINDS = {
-    "tempo": {word: [word] for word in TEMPO}, "voice": {word: [word] for word in VOICES}, "mood": MOODS,
-    "instrument": INSTRUMENTS, "drums": STYLES, "timbre": TIMBRES,
-}  # fmt: skip
 
 
 def loss(model: Llama, tokenizer: Tokenizer, song: Song, tags: str) -> float:
@@ -42,18 +38,13 @@ def main() -> None:
     tokenizer = Tokenizer(TINY / "tokenizer.model")
     model = Llama(SHAPE)
     model.load_state_dict({k: v.float() for k, v in load_file(TINY / "stage1" / "model.safetensors").items()})
-    lost: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    lost: dict[str, list[float]] = {kind: [] for kind in TAGS}
     for seed in SEEDS:
         rng, song = np.random.default_rng(seed), draw_song(seed)
-        style = song.style
-        tempo = next(word for word, frames in TEMPO.items() if frames == style.sixteenth)
-        own = dict(
-            zip(KINDS, (tempo, style.voice, style.mode, style.instrument, style.drums, style.timbre), strict=True)
-        )
-        words = {kind: str(rng.choice(KINDS[kind][value])) for kind, value in own.items()}
+        words = draw_words(rng, song.style, 1.0)
         right = loss(model, tokenizer, song, " ".join(words.values()))
-        for kind, values in KINDS.items():
-            for value in (value for value in values if value != own[kind]):
+        for kind, values in TAGS.items():
+            for value in (value for value in values if value != getattr(song.style, kind)):
                 wrong = words | {kind: str(rng.choice(values[value]))}
                 lost[kind].append(loss(model, tokenizer, song, " ".join(wrong.values())) - right)
     for kind, losses in lost.items():

@@ -9,12 +9,14 @@ import numpy as np
 import sentencepiece
 
 from training.score import draw_song
+from training.words import TAGS
 from yue_core.text.lyrics import join_sections
 from yue_core.text.vocabulary import Vocabulary
 
 PIECES = 768  # text ids, 256 of them bytes
 SONGS = 1500
 FIRST_SEED = 50_000_000
+ALL_TAGS = 300  # lines with every tag: enough that each of their words is a piece
 
 VOCABULARY = Vocabulary(
     start_of_audio=768, end_of_audio=769, stage_1=770, stage_2=771, xcodec=772,
@@ -23,7 +25,10 @@ VOCABULARY = Vocabulary(
 
 
 def make_tokenizer(path: Path) -> None:
-    """Train byte-pair pieces on prompts of random songs, and on single letters so that any word has pieces."""
+    """Train byte-pair pieces on prompts of random songs, and on single letters so that any word has pieces.
+
+    A word of a tag is one piece, so that a model knows it from what is sung.
+    """
     lines = []
     for seed in range(FIRST_SEED, FIRST_SEED + SONGS):
         song = draw_song(seed)
@@ -34,6 +39,7 @@ def make_tokenizer(path: Path) -> None:
             *lyrics.split("\n"),
         ]
         lines += ["[start_of_segment]", "[end_of_segment]", "[start_of_reference]", "[end_of_reference]"]
+    lines += ALL_TAGS * [" ".join(word for values in TAGS.values() for words in values.values() for word in words)]
     rng = np.random.default_rng(0)
     letters = list("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,'!?-0123456789")
     lines += ["".join(rng.choice(letters, 12)) for _ in range(300)]

@@ -19,7 +19,7 @@ from training.render import render
 from training.score import draw_song
 from training.songs import Corpus
 from training.tokenizer import VOCABULARY, make_tokenizer
-from training.words import INSTRUMENTS, MOODS, STYLES, TEMPO, TIMBRES, VOICES
+from training.words import TAGS
 from yue_core.text.tokenizer import Tokenizer
 from yue_core.weights.manifest import TINY
 
@@ -30,6 +30,10 @@ CODED_SONGS = 1000  # that stage 2 learns from, the corpus among them: it knows 
 SEMANTIC_STEPS, DECODER_STEPS, VOCODER_STEPS = 900, 700, 1200
 WORKERS = 2  # of the costly parts on a CPU, one thread each: faster than one worker with more threads
 SHARED = ("stage1", "stage2", "decoder")
+TAG_LIST = {  # names that upstream's list of tags has, and what our songs have for them
+    "genre": "drums", "instrument": "instrument", "mood": "mode", "gender": "voice", "timbre": "timbre",
+    "tempo": "sixteenth",
+}  # fmt: skip
 PARTS = ("text", "codec", "codes", "stage1", "stage2", "decoder", "vocals", "instrumental")
 
 
@@ -42,17 +46,8 @@ def write_text(out: Path) -> None:
     """Tokenizer, id layout and tag list."""
     make_tokenizer(out / "tokenizer.model")
     VOCABULARY.write(out / "vocabulary.json")
-    genres = [word for words in STYLES.values() for word in words]
-    moods = [word for words in MOODS.values() for word in words]
-    tags = {
-        "genre": genres,
-        "instrument": [word for words in INSTRUMENTS.values() for word in words],
-        "mood": moods,
-        "gender": list(VOICES),
-        "timbre": [word for words in TIMBRES.values() for word in words],
-        "tempo": list(TEMPO),
-    }
-    lines = ",\n".join(f"  {json.dumps(kind)}: {json.dumps(words)}" for kind, words in tags.items())
+    tags = {name: [word for words in TAGS[kind].values() for word in words] for name, kind in TAG_LIST.items()}
+    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(words)}" for name, words in tags.items())
     (out / "tags.json").write_text(f"{{\n{lines}\n}}\n")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -44,6 +46,14 @@ STYLES = {
 }
 VOICES = ("male", "female")
 TIMBRES = {"bright": ["bright vocal", "clear vocal"], "soft": ["airy vocal", "soft vocal", "warm vocal"]}
+TAGS: Mapping[str, Mapping[Any, list[str]]] = {  # field of `score.Style`: its values, and the words that ask for each
+    "sixteenth": {frames: [word] for word, frames in TEMPO.items()},
+    "mode": MOODS,
+    "instrument": INSTRUMENTS,
+    "drums": STYLES,
+    "voice": {voice: [voice] for voice in VOICES},
+    "timbre": TIMBRES,
+}
 
 WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*|\d")
 GROUP = re.compile(r"[aeiouy]+")

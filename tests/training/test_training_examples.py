@@ -7,6 +7,9 @@ import numpy as np
 from training.examples import (
     BATCH_IDS,
     BATCHES_PER_POOL,
+    CLIP,
+    CLIP_FROM,
+    CLIPS,
     DECIDED,
     HELD,
     MOST_BARS,
@@ -14,13 +17,16 @@ from training.examples import (
     UNASKED,
     audio_stretch,
     batch,
+    clips,
+    differing,
     example,
     misheard,
+    reference_codes,
 )
-from training.score import draw_song
+from training.score import KEYS, draw_song, draw_style
 from training.states import BAND, band_codes, vocal_codes
 from training.tokenizer import VOCABULARY as V
-from training.words import TEMPO
+from training.words import TAGS, TEMPO
 from yue_core.text.tokenizer import Tokenizer
 from yue_core.weights.manifest import TINY
 
@@ -46,6 +52,52 @@ def test_examples_are_prompts_and_the_audio_behind_them() -> None:
     assert kinds == {True, False}
 
 
+def test_a_reference_is_asked_about_and_its_song_is_not() -> None:
+    """Along the reference, once enough of it was heard; one in three prompts has one."""
+    tokenizer = Tokenizer(TINY / "tokenizer.model")
+    asked = []
+    for seed in range(60):
+        one = example(seed, tokenizer)
+        song = np.flatnonzero(one.weights)[0]
+        behind = np.flatnonzero((one.clip != UNASKED).any(1))
+        if len(behind):
+            assert (one.clip[behind] == one.clip[behind[0]]).all()
+            codes = np.flatnonzero(one.ids[:song] >= V.codebook_start)
+            assert behind.tolist() == (codes[CLIP_FROM:-1] + 1).tolist()
+            assert one.clip[behind[0]][-1] == KEYS.index(draw_song(seed).style.tonic)
+        asked.append(len(behind) > 0)
+    assert 0.1 < np.mean(asked) < 0.5
+
+
+def test_listening_is_to_references_alone() -> None:
+    for one in clips(3):
+        assert not one.weights.any()
+        assert one.ids[:2].tolist() == [V.start_of_audio, V.xcodec]
+        assert one.ids[-1] == V.end_of_audio
+        assert (one.ids[2:-1] >= V.codebook_start).all()
+        answers = one.clip[(one.clip != UNASKED).any(1)]
+        band = one.ids[2:-1][one.ids[2:-1] >= V.codebook_start + BAND] - V.codebook_start - BAND
+        assert set(band // 8 % 3) == {answers[0][[name for name, _ in CLIP].index("instrument")]}
+    assert len(clips(3)) == CLIPS
+    assert [one.ids.tolist() for one in clips(3)] == [one.ids.tolist() for one in clips(3)]
+
+
+def test_a_reference_has_what_the_tags_leave_open() -> None:
+    rng = np.random.default_rng(2)
+    changed = set()
+    for _ in range(60):
+        style = draw_style(rng)
+        told = [kind for kind in TAGS if rng.random() < 0.5]
+        other = differing(rng, style, told)
+        assert other.tonic == style.tonic
+        differs = {kind for kind in TAGS if getattr(other, kind) != getattr(style, kind)}
+        assert differs <= set(told)
+        changed |= differs
+        lengths = {len(track) for track in reference_codes(rng, other)}
+        assert len(lengths) == 1
+    assert changed == set(TAGS)
+
+
 def test_questions_on_the_side_have_the_song_s_answers() -> None:
     rng = np.random.default_rng(0)
     for seed in range(20):
@@ -54,7 +106,7 @@ def test_questions_on_the_side_have_the_song_s_answers() -> None:
         bars = part.length // style.bar
         one = audio_stretch(song, 0, rng, planned=True)
         names = [name for name, _ in PLAN]
-        assert list(TEMPO.values())[one.plan[0][names.index("tempo")]] == style.sixteenth
+        assert list(TEMPO.values())[one.plan[0][names.index("sixteenth")]] == style.sixteenth
         assert one.plan[0][names.index("bars")] == bars <= MOST_BARS
         assert (one.plan[1:] == UNASKED).all()
         frames = one.place[::2]  # of the vocals' ids and end-of-audio

@@ -92,6 +92,7 @@ def test_clocks_look_at_their_marker_until_it_is_far() -> None:
     torch.manual_seed(0)
     model = llama.Llama(llama.Shape(128, 2, 4, 2, 64, 200, 2048))
     llama.set_flags(model, [[marker], slice(None)])
+    llama.set_quiet(model, 1)
     for head, distance in enumerate((200, 500)):
         llama.set_watch(model, 1, head, -2, distance)
     ids = torch.randint(50, 200, (1, length))
@@ -110,6 +111,54 @@ def test_clocks_look_at_their_marker_until_it_is_far() -> None:
             for away, low, high in ((distance - 150, 0.7, 1.0), (distance + 300, 0.0, 0.3)):
                 scores = query[0, 20 + away] @ key[0, : 21 + away].T / 32**0.5
                 assert low <= float(scores.softmax(0)[20]) <= high
+
+
+def test_heads_that_share_a_key_look_at_flags_of_their_own_and_stay_so() -> None:
+    """One at ids below 100, alike, one at those from 150; a step of the optimiser moves neither."""
+    torch.manual_seed(0)
+    model = llama.Llama(llama.Shape(128, 1, 4, 2, 64, 200, 2048))
+    llama.set_flags(model, [slice(0, 100), slice(150, None), slice(None)])
+    llama.set_quiet(model, 0)
+    llama.set_watch(model, 0, 2, -3)
+    llama.set_watch(model, 0, 3, -2, slowest=2)
+    llama.hold(model, 0, group=1)
+    ids, positions = torch.randint(200, (1, 600)), torch.arange(600)[None]
+    attention = model.model.layers[0].self_attn
+
+    def looks() -> list[torch.Tensor]:
+        x = model.model.layers[0].input_layernorm(model.model.embed_tokens(ids))
+        cos, sin = llama.rotary(positions, attention.width)
+        query, key = (
+            llama.rotate(project(x).unflatten(2, (-1, 32)).transpose(1, 2), cos, sin)[0]
+            for project in (attention.q_proj, attention.k_proj)
+        )
+        return [(query[head, -1] @ key[1].T / 32**0.5).softmax(0) for head in (2, 3)]
+
+    with torch.no_grad():
+        before = looks()
+    for found, seen in zip(before, (ids[0] < 100, ids[0] >= 150), strict=True):
+        assert found[seen].sum() > 0.95
+        assert found[seen].max() < 3 * found[seen].min()
+    weights = [attention.q_proj.weight[64:].clone(), attention.k_proj.weight[32:].clone()]
+    free = attention.q_proj.weight[:64].clone()
+    muon = llama.optimisers(model, 0.02, 0.3, 3e-3)[0]
+    for _ in range(2):  # the first step gives what attention found a way out
+        model(ids, positions).square().mean().backward()  # type: ignore[no-untyped-call]
+        muon.step()
+    assert torch.equal(attention.q_proj.weight[64:], weights[0])
+    assert torch.equal(attention.k_proj.weight[32:], weights[1])
+    assert not torch.equal(attention.q_proj.weight[:64], free)
+
+
+def test_weights_are_drawn_back_to_where_they_began() -> None:
+    weight = torch.nn.Parameter(torch.eye(4) * 5)
+    muon = llama.Muon([weight], lr=0.1, draw=0.5)
+    for _ in range(300):
+        weight.grad = torch.eye(4)
+        muon.step()
+    away = (5 - weight.diagonal()).detach()
+    assert (away > 1.2).all()
+    assert (away < 2.8).all()  # updates are 0.7 to 1.2 long, and 1 / draw times that is as far as they lead
 
 
 def test_silence_sounds_as_silence() -> None:

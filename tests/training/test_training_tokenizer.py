@@ -1,0 +1,36 @@
+"""The demo profile's own text pieces."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from training.tokenizer import PIECES, make_tokenizer
+from training.words import TAGS
+from yue_core.text.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "tokenizer.model"
+    make_tokenizer(path)
+    return path
+
+
+def test_a_word_of_a_tag_is_one_piece_wherever_it_stands(made: Path) -> None:
+    tokenizer = Tokenizer(made)
+    words = {part for values in TAGS.values() for words in values.values() for word in words for part in word.split()}
+    pieces = {word: tokenizer.encode(word) for word in words}
+    assert all(len(ids) == 1 for ids in pieces.values())
+    assert len({ids[0] for ids in pieces.values()}) == len(words)
+    for joint in (" ", ", "):
+        line = tokenizer.encode(f"[Genre] {joint.join(sorted(words))}\n")
+        assert [i for i in line if [i] in pieces.values()] == [pieces[word][0] for word in sorted(words)]
+
+
+def test_letters_it_has_never_seen_are_bytes(made: Path) -> None:
+    tokenizer = Tokenizer(made)
+    seen, unseen = tokenizer.encode("か"), tokenizer.encode("漢")
+    assert len(unseen) == len(seen) + 2  # three bytes for one letter
+    assert max(unseen) < PIECES
