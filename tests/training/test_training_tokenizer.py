@@ -9,6 +9,7 @@ import pytest
 from training.tokenizer import PIECES, make_tokenizer
 from training.words import TAGS
 from yue_core.text.tokenizer import Tokenizer
+from yue_core.weights.manifest import TINY
 
 
 @pytest.fixture(scope="module")
@@ -34,3 +35,7 @@ def test_letters_it_has_never_seen_are_bytes(made: Path) -> None:
     seen, unseen = tokenizer.encode("か"), tokenizer.encode("漢")
     assert len(unseen) == len(seen) + 2  # three bytes for one letter
     assert max(unseen) < PIECES
+
+
+def test_the_profile_has_this_tokenizer(made: Path) -> None:
+    assert made.read_bytes() == (TINY / "tokenizer.model").read_bytes()
