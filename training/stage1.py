@@ -89,7 +89,7 @@ def loss_of(model: Pupil, examples: list[Example]) -> Tensor:
     device = model.llama.lm_head.weight.device
     shown = Batch.of(examples, device)
     written = shown.weights > 0
-    with torch.autocast(device.type, torch.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         residuals = model.llama.residuals(shown.heard, shown.positions)
         hidden = model.llama.model.norm(residuals[-1][written])
         scores = F.linear(hidden, model.llama.lm_head.weight[V.end_of_audio :])  # no text is ever drawn
