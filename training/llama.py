@@ -297,6 +297,14 @@ def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
     return x.T if tall else x
 
 
+def precision(device: torch.device) -> torch.autocast:
+    """What models run in while they are trained: bfloat16 on a GPU, float32 on a CPU.
+
+    Many CPUs have no bfloat16 instructions, and without them it takes six times as long.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
+
 def optimisers(model: Llama, muon_lr: float, draw: float, adam_lr: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the layers, AdamW for the rest."""
     inner = [p for p in model.model.layers.parameters() if p.ndim == 2]

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.examples import CLIP, PLACE, PLAN, UNASKED, Example, batch, clips
-from training.llama import Delay, Llama, Shape, hold, optimisers, set_delays, set_flags, set_quiet, set_watch
+from training.llama import Delay, Llama, Shape, hold, optimisers, precision, set_delays, set_flags, set_quiet, set_watch
 from training.loop import rank, train, workers
 from training.states import STATES, state_vectors
 from training.tokenizer import VOCABULARY as V
@@ -89,7 +89,7 @@ def loss_of(model: Pupil, examples: list[Example]) -> Tensor:
     device = model.llama.lm_head.weight.device
     shown = Batch.of(examples, device)
     written = shown.weights > 0
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+    with precision(device):
         residuals = model.llama.residuals(shown.heard, shown.positions)
         hidden = model.llama.model.norm(residuals[-1][written])
         scores = F.linear(hidden, model.llama.lm_head.weight[V.end_of_audio :])  # no text is ever drawn

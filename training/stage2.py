@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.llama import BROAD, Delay, Llama, Shape, optimisers, set_delays, set_flags
+from training.llama import BROAD, Delay, Llama, Shape, optimisers, precision, set_delays, set_flags
 from training.loop import rank, train, workers
 from training.states import state_vectors
 from training.tokenizer import VOCABULARY as V
@@ -121,7 +121,7 @@ def loss_of(model: Llama, codes: Tensor, best: Tensor) -> Tensor:
     ids = sequences(codes).to(device)
     count, books, length = codes.shape
     positions = torch.arange(ids.shape[1], device=device).expand(count, -1)
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+    with precision(device):
         hidden = model(ids, positions)[:, length + 3 :].unflatten(1, (length, books))  # [B, T, 8, H]
         rows = model.lm_head.weight[V.codebook_start :].unflatten(0, (books, -1))[1:]  # [7, 1024, H]
         scores = torch.einsum("btkh,kvh->bktv", hidden[:, :, :-1], rows)
