@@ -34,7 +34,7 @@ from yue_core.text.tokenizer import Tokenizer
 from yue_core.text.vocabulary import YUE
 from yue_core.weights.manifest import ProfileFiles, profile_files, weights_root
 
-SMALL_WIDTH = 256  # hidden size up to which a product is too short to be shared by threads
+SMALL_WIDTH, SMALL_THREADS = 256, 2  # hidden size up to which a product is too short for more threads
 
 
 class Pipeline:
@@ -61,7 +61,7 @@ class Pipeline:
             files.stage2, acoustic, normaliser=False, device=device, dtype=dtype, int8=int8, expect=expect[1]
         )
         if device.type == "cpu" and self.stage2.embedding.shape[1] <= SMALL_WIDTH:
-            torch.set_num_threads(1)
+            torch.set_num_threads(min(SMALL_THREADS, torch.get_num_threads()))
         self.drawing = {key: read_generation_config(folder) for key, folder in files.stage1.items()}
         self.stage2_drawing = read_generation_config(files.stage2)
         self.codec = Codec.load(files.codec, device)
