@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from training.score import KEYS, Song, Style, draw_song, draw_style, draw_words, join_words
+from training.score import KEYS, KINDS, Part, Song, Style, draw_song, draw_style, draw_words, join_words, kind_of
 from training.states import band_codes, vocal_codes
 from training.tokenizer import VOCABULARY as V
 from training.words import TAGS, TEMPO
@@ -22,22 +22,23 @@ UNCONDITIONAL = 0.1  # of the examples begin at <xcodec>, as guidance's second b
 WITH_REFERENCE = 0.3
 TOLD = 0.4  # of the kinds of tags are there beside a reference, and half of these tell something else than it has
 MIX_FRAMES, TRACKS_FRAMES = (120, 350), (80, 200)  # of a reference
-WITH_EARLIER = 0.4  # of the later sections follow one before, or all
+WITH_EARLIER = 0.5  # of the later sections follow one before, or all
 GAP = 2500  # ids left out of the count of positions, at most: long songs in short examples (Zhu et al. 2023, PoSE)
 # What a frame's targets count: most only go on as before, onsets lie on the grid; a bar's line decides whether the
 # section ends, and the first bar's frames on any tempo's grid decide the tempo.
 HELD, ON_GRID, DECIDED = 0.2, 1.0, 8.0
 MISHEARD = 0.5  # of the sections are read with errors, as a song has that the model itself wrote
 MOST_BARS = 5
-# What the model is asked besides the next id: the style and the number of bars where a section's audio begins, the
-# style and the key along a reference, the place in the bar and the bars left at each frame of a section. Names and
-# numbers of values.
+# What the model is asked besides the next id. Where a section's audio begins: the style, the kind of section, its bars
+# and its first chord. Along a reference: the style and the key. At each frame of a section: the place in the bar, the
+# bars left, the kind, the key, and the chord of the bar that comes next. Names and numbers of values.
 STYLE = tuple((kind, len(values)) for kind, values in TAGS.items())
-PLAN = (*STYLE, ("bars", MOST_BARS + 1))
+END = 24  # behind the last chord
+PLAN = (*STYLE, ("kind", len(KINDS)), ("bars", MOST_BARS + 1), ("chord", END))
 CLIP = (*STYLE, ("tonic", len(KEYS)))
 CLIP_FROM = 100  # ids of a reference that have to be heard first
 CLIPS = 8  # references in a batch of nothing else
-PLACE = (("sixteenth", 16), ("left", MOST_BARS + 1))
+PLACE = (("sixteenth", 16), ("left", MOST_BARS + 1), ("kind", len(KINDS)), ("tonic", len(KEYS)), ("chord", END + 1))
 UNASKED = -1
 
 
@@ -87,18 +88,33 @@ def audio_stretch(song: Song, index: int, rng: np.random.Generator, planned: boo
     weights = np.where(frame % style.sixteenth == 0, ON_GRID, HELD)
     some_grid = np.any([frame % sixteenth == 0 for sixteenth in TEMPO.values()], axis=0)
     weights[(frame % style.bar == 0) | (frame < style.bar) & some_grid] = DECIDED
-    place = np.stack([frame % style.bar // style.sixteenth, (part.length - frame) // style.bar], axis=1)
-    place[:, 1] += frame % style.bar > 0  # a bar begun is a bar left
+    begun = -(-frame // style.bar)  # bars; one begun is one gone, and is left as well
+    kind, chords = KINDS.index(kind_of(part.section.label)), chords_of(part, style)
+    place = np.stack(
+        [
+            frame % style.bar // style.sixteenth,
+            -(-(part.length - frame) // style.bar),
+            np.full(len(frame), kind),
+            np.full(len(frame), KEYS.index(style.tonic)),
+            np.array([*chords, END])[begun],
+        ],
+        axis=1,
+    )
     n = 2 * part.length + 1
     plan = unasked(n, PLAN)
     if planned:
-        plan[0] = [*style_of(style), part.length // style.bar]
+        plan[0] = [*style_of(style), kind, len(chords), chords[0]]
 
     def ids_of(codes: np.ndarray) -> np.ndarray:
         return np.append(codes.reshape(-1) + V.codebook_start, V.end_of_audio)
 
     weights, place = (np.repeat(some, 2, axis=0)[:n] for some in (weights.astype(np.float32), place))
     return Stretch(ids_of(codes), ids_of(heard), weights, plan, unasked(n, CLIP), place)
+
+
+def chords_of(part: Part, style: Style) -> list[int]:
+    """The chord of each bar."""
+    return [hit.chord for hit in part.hits if hit.start % style.bar == 0]
 
 
 def style_of(style: Style) -> list[int]:

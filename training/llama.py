@@ -18,8 +18,6 @@ NORM_EPS = 1e-5
 EMBEDDING = 0.1  # spread of an embedding's entries
 CONSTANT = 1.0  # an entry of embeddings that delays are set by
 FAST = 10  # rotary frequencies that turn within some hundred ids
-CLOCK = 12  # rotary frequency of clocks: a quarter turn in 1571 ids
-CLOCK_SLOPE = 12.0  # nats that this turn takes away
 BROUGHT = 1.4  # of what held heads look at: twice as much as there is, as far as their values have room for it
 WATCH = 7.5  # nats of an id that is watched: as much as two thousand others
 # Nats that each rotary frequency, fastest first, adds at a head's delay: for the id there, and for eight around it.
@@ -216,13 +214,26 @@ def set_delays(model: Llama, delays: Sequence[Sequence[Delay]]) -> None:
             key[:, -len(back) :] = torch.cat([torch.ones(width // 2), torch.zeros(width // 2)])[:, None] * spread
 
 
+@dataclass(frozen=True)
+class Clock:
+    """What a watching head loses with distance: `slope` nats in the quarter turn that ends `back` ids back.
+
+    A quarter turn of rotary frequency 12 is 1571 ids, of 13 it is 2793.
+    """
+
+    back: int
+    frequency: int = 12
+    slope: float = 12.0
+
+
 @torch.no_grad()
-def set_watch(model: Llama, layer: int, head: int, flag: int, back: int | None = None, slowest: int = 1) -> None:
+def set_watch(model: Llama, layer: int, head: int, flag: int, clock: Clock | None = None, slowest: int = 1) -> None:
     """Make a head of a new model's quiet layer look at ids whose embedding has 1 in entry `flag`, and nowhere else.
 
-    With `back` it looks while they are less than about that many ids back, so that the layers behind can tell how
-    long ago they were. Scores are of slow rotary frequencies: one as good as constant, one that falls through zero.
-    Heads with one key and several flags take the slowest, second slowest, ... as the constant one.
+    With a clock it looks while they are less than about `clock.back` ids back, so that the layers behind can tell how
+    long ago they were, and at the last of them most. Scores are of slow rotary frequencies: one as good as constant,
+    one that falls through zero. Heads with one key and several flags take the slowest, second slowest, ... as the
+    constant one.
     """
     attention = model.model.layers[layer].self_attn
     spread = model.model.embed_tokens.weight.square().mean().sqrt() / CONSTANT
@@ -230,8 +241,9 @@ def set_watch(model: Llama, layer: int, head: int, flag: int, back: int | None =
     query = attention.q_proj.weight[head * width : (head + 1) * width]
     key = attention.k_proj.weight[group * width : (group + 1) * width]
     scores = {width // 2 - slowest: (WATCH, 0.0)}  # rotary frequency to nats and angle
-    if back is not None:
-        scores[CLOCK] = CLOCK_SLOPE, math.pi / 2 - ROPE_THETA ** (-2 * CLOCK / width) * back
+    if clock:
+        rate = ROPE_THETA ** (-2 * clock.frequency / width)
+        scores[clock.frequency] = clock.slope, math.pi / 2 - rate * clock.back
     for at, (score, angle) in scores.items():
         gain = (score * width**0.5) ** 0.5 * spread
         key[at, flag] = gain

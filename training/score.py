@@ -40,6 +40,10 @@ SHAPES = (  # kinds of section in their order
 )  # fmt: skip
 
 
+KINDS = tuple(DEGREES["major"])
+LABELS = tuple(sorted({label for shape in SHAPES for label in shape.split()}))
+
+
 @dataclass(frozen=True)
 class Style:
     """What the tags decide, or the seed where they are silent."""
@@ -150,14 +154,13 @@ def draw_song(seed: int, sections: Sequence[Section] | None = None, style: Style
     style = style or draw_style(rng)
     tags = draw_tags(rng, style)
     sections = sections or draw_sections(rng, 3)
-    motifs = {kind: rng.integers(0, 1 << 30) for kind in DEGREES["major"]}
-    return Song(style, tags, [play(section, style, int(motifs[kind_of(section)])) for section in sections])
+    motifs = {kind: rng.integers(0, 1 << 30) for kind in KINDS}
+    return Song(style, tags, [play(section, style, int(motifs[kind_of(section.label)])) for section in sections])
 
 
-def kind_of(section: Section) -> str:
+def kind_of(label: str) -> str:
     """The kind of section that decides chords and melody."""
-    label = section.label.casefold()
-    return label if label in ("verse", "chorus", "bridge") else "other"
+    return label.casefold() if label.casefold() in KINDS else "other"
 
 
 def play(section: Section, style: Style, motif: int) -> Part:
@@ -165,7 +168,7 @@ def play(section: Section, style: Style, motif: int) -> Part:
     lines = [text for text in section.text.splitlines() if syllables(text)]
     bars = len(lines) or INSTRUMENTAL_BARS
     part = Part(section, bars * style.bar)
-    kind = kind_of(section)
+    kind = kind_of(section.label)
     for bar in range(bars):
         degree = DEGREES[style.mode][kind][bar % 4]
         _band(part, style, bar, degree)

@@ -12,8 +12,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.examples import CLIP, PLACE, PLAN, UNASKED, Example, batch, clips
-from training.llama import Delay, Llama, Shape, hold, optimisers, precision, set_delays, set_flags, set_quiet, set_watch
+from training.llama import (
+    Clock,
+    Delay,
+    Llama,
+    Shape,
+    hold,
+    optimisers,
+    precision,
+    set_delays,
+    set_flags,
+    set_quiet,
+    set_watch,
+)
 from training.loop import rank, train, workers
+from training.score import KINDS, LABELS, kind_of
 from training.states import STATES, state_vectors
 from training.tokenizer import VOCABULARY as V
 from training.words import TAGS, TEMPO
@@ -25,16 +38,18 @@ STEPS, LISTENING = 4_200, 6  # one step in six hears references alone, and is as
 # the codes of its track one frame and these times before it, for each tempo.
 EIGHTHS, QUARTERS, BARS = ([length * frames - 1 for frames in TEMPO.values()] for length in (4, 8, 32))
 DELAYS = ([1, 2], EIGHTHS, QUARTERS, BARS, [], [])
-AUDIO_BEGINS, TAG, CODE = -4, -3, -2  # flags in embeddings, before the constant
+LABEL, AUDIO_BEGINS, TAG, CODE = -5, -4, -3, -2  # flags in embeddings, before the constant
 # By layer and head, at what else: at all tags, at all codes (the rhythm of a reference is the mean of what comes back
-# where), at <xcodec> while it is so many ids back, so that time can be told (bars have 160, 224 or 288).
-WATCHES: dict[tuple[int, int], tuple[int, int | None]] = {
-    (0, 2): (TAG, None), (0, 3): (CODE, None), (1, 3): (AUDIO_BEGINS, 200), (2, 3): (CODE, None),
-    (4, 2): (AUDIO_BEGINS, 350), (4, 3): (AUDIO_BEGINS, 800),
+# where), at the last label, at <xcodec> while it is so many ids back, so that time can be told (bars have 160, 224 or
+# 288).
+WATCHES: dict[tuple[int, int], tuple[int, Clock | None]] = {
+    (0, 2): (TAG, None), (0, 3): (CODE, None), (1, 3): (AUDIO_BEGINS, Clock(200)), (2, 3): (CODE, None),
+    (3, 3): (LABEL, Clock(2000, frequency=13, slope=100.0)),
+    (4, 2): (AUDIO_BEGINS, Clock(350)), (4, 3): (AUDIO_BEGINS, Clock(800)),
 }  # fmt: skip
 LOUD = 8.0  # Embeddings are so much louder than new layers, so that what is set by them is still seen behind these.
 # Questions: their table, the layer behind which a linear map has to answer, and what the answers count in the loss.
-QUESTIONS = {"plan": (PLAN, 4, 1.0), "clip": (CLIP, 3, 0.5), "place": (PLACE, 4, 0.2)}
+QUESTIONS = {"plan": (PLAN, 4, 1.3), "clip": (CLIP, 3, 0.5), "place": (PLACE, 4, 0.6)}
 GENERATION = {"do_sample": True, "top_k": 5}  # what upstream leaves to the checkpoint; a small model strays less so
 
 
@@ -120,13 +135,13 @@ def train_stage1(work: Path, folder: Path, tokenizer: Tokenizer, device: str) ->
     pupil = Pupil()
     model = pupil.llama
     set_states(model)
-    tags = set_tags(model, tokenizer)
-    set_flags(model, [[V.xcodec], tags, slice(V.codebook_start, None), slice(None)])
+    tags, labels = set_meanings(model, tag_pieces(tokenizer), 6), set_meanings(model, label_pieces(tokenizer), 7)
+    set_flags(model, [labels, [V.xcodec], tags, slice(V.codebook_start, None), slice(None)])
     for layer in {layer for layer, _ in WATCHES}:
         set_quiet(model, layer)
     set_delays(model, [[Delay((back,)) for back in some] for some in DELAYS])
-    for (layer, head), (flag, back) in WATCHES.items():
-        set_watch(model, layer, head, flag, back, slowest=2 if flag == CODE else 1)
+    for (layer, head), (flag, clock) in WATCHES.items():
+        set_watch(model, layer, head, flag, clock, slowest=2 if flag == CODE else 1)
     hold(model, 0, group=1)  # there ids are what they are
     with torch.no_grad():
         model.model.embed_tokens.weight *= LOUD
@@ -143,33 +158,43 @@ def train_stage1(work: Path, folder: Path, tokenizer: Tokenizer, device: str) ->
         (folder / "generation_config.json").write_text(json.dumps(GENERATION, indent=2) + "\n")
 
 
+def tag_pieces(tokenizer: Tokenizer) -> list[list[int]]:
+    """The pieces of each tempo's, mood's, ... words."""
+    meanings = [words for values in TAGS.values() for words in values.values()]
+    return [sorted({piece for word in words for piece in tokenizer.encode(word)}) for words in meanings]
+
+
+def label_pieces(tokenizer: Tokenizer) -> list[list[int]]:
+    """The pieces of each kind of section's labels, without the brackets."""
+    pieces: dict[str, list[int]] = {kind: [] for kind in KINDS}
+    for label in LABELS:
+        for written in (label, label.capitalize()):
+            pieces[kind_of(label)] += tokenizer.encode(f"[{written}]")[1:-1]
+    return [*pieces.values()]
+
+
 @torch.no_grad()
-def set_tags(model: Llama, tokenizer: Tokenizer) -> list[int]:
-    """Begin with tags that are what they mean, one direction for each tempo, mood, ...; returns their ids."""
+def set_meanings(model: Llama, pieces: list[list[int]], seed: int) -> list[int]:
+    """Begin with words that are what they mean: one direction for the pieces of each meaning; returns all pieces."""
     embeddings = model.model.embed_tokens.weight
-    meanings = [
-        sorted({piece for word in words for piece in tokenizer.encode(word)})
-        for values in TAGS.values()
-        for words in values.values()
-    ]
-    generator = torch.Generator().manual_seed(6)
-    directions = torch.linalg.qr(torch.randn(SHAPE.hidden_size, len(meanings), generator=generator))[0].T
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.linalg.qr(torch.randn(SHAPE.hidden_size, len(pieces), generator=generator))[0].T
     directions *= embeddings.square().sum(1).mean().sqrt()
-    own = sorted({piece for pieces in meanings for piece in pieces})
+    own = sorted({piece for some in pieces for piece in some})
     embeddings[own] = 0
-    for pieces, direction in zip(meanings, directions, strict=True):
-        embeddings[pieces] += direction
+    for some, direction in zip(pieces, directions, strict=True):
+        embeddings[some] += direction
     return own
 
 
 @torch.no_grad()
 def set_states(model: Llama) -> None:
     """Begin with codes that are made of their properties (chord, drum, pitch, vowel, ...), in embedding and head."""
-    vectors = torch.from_numpy(state_vectors(SHAPE.hidden_size + AUDIO_BEGINS, seed=9))
+    vectors = torch.from_numpy(state_vectors(SHAPE.hidden_size + LABEL, seed=9))
     vectors = vectors / vectors.square().mean(1, keepdim=True).sqrt()  # all of one size, as delays need it
     rows = slice(V.codebook_start, V.codebook_start + STATES)
     for weight in (model.model.embed_tokens.weight, model.lm_head.weight):
-        weight[rows, :AUDIO_BEGINS] = vectors * weight.std()
+        weight[rows, :LABEL] = vectors * weight.std()
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from training.score import draw_song
+from training.score import LABELS, draw_song
 from training.words import TAGS
 from yue_core.text.lyrics import join_sections
 from yue_core.text.vocabulary import Vocabulary
@@ -16,7 +16,7 @@ from yue_core.text.vocabulary import Vocabulary
 PIECES = 768  # text ids, 256 of them bytes
 SONGS = 1500
 FIRST_SEED = 50_000_000
-ALL_TAGS = 300  # lines with every tag: enough that each of their words is a piece
+KNOWN = 300  # lines with every tag and label: enough that each of their words is a piece
 
 VOCABULARY = Vocabulary(
     start_of_audio=768, end_of_audio=769, stage_1=770, stage_2=771, xcodec=772,
@@ -27,7 +27,7 @@ VOCABULARY = Vocabulary(
 def make_tokenizer(path: Path) -> None:
     """Train byte-pair pieces on prompts of random songs, and on single letters so that any word has pieces.
 
-    A word of a tag is one piece, so that a model knows it from what is sung.
+    A word of a tag is one piece, and so is a label, so that a model knows them from what is sung.
     """
     lines = []
     for seed in range(FIRST_SEED, FIRST_SEED + SONGS):
@@ -39,7 +39,8 @@ def make_tokenizer(path: Path) -> None:
             *lyrics.split("\n"),
         ]
         lines += ["[start_of_segment]", "[end_of_segment]", "[start_of_reference]", "[end_of_reference]"]
-    lines += ALL_TAGS * [" ".join(word for values in TAGS.values() for words in values.values() for word in words)]
+    lines += KNOWN * [" ".join(word for values in TAGS.values() for words in values.values() for word in words)]
+    lines += KNOWN * [f"[{written}]" for label in LABELS for written in (label, label.capitalize())]
     rng = np.random.default_rng(0)
     letters = list("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,'!?-0123456789")
     lines += ["".join(rng.choice(letters, 12)) for _ in range(300)]

@@ -11,6 +11,7 @@ from training.examples import (
     CLIP_FROM,
     CLIPS,
     DECIDED,
+    END,
     HELD,
     MOST_BARS,
     PLAN,
@@ -23,7 +24,7 @@ from training.examples import (
     misheard,
     reference_codes,
 )
-from training.score import KEYS, draw_song, draw_style
+from training.score import DEGREES, KEYS, KINDS, chord_on, draw_song, draw_style, kind_of
 from training.states import BAND, band_codes, vocal_codes
 from training.tokenizer import VOCABULARY as V
 from training.words import TAGS, TEMPO
@@ -109,11 +110,18 @@ def test_questions_on_the_side_have_the_song_s_answers() -> None:
         assert list(TEMPO.values())[one.plan[0][names.index("sixteenth")]] == style.sixteenth
         assert one.plan[0][names.index("bars")] == bars <= MOST_BARS
         assert (one.plan[1:] == UNASKED).all()
+        kind, tonic = KINDS.index(kind_of(part.section.label)), KEYS.index(style.tonic)
+        chords = [chord_on(style.tonic, degree) for degree in DEGREES[style.mode][KINDS[kind]]]
+        assert one.plan[0][-3:].tolist() == [kind, bars, chords[0]]
         frames = one.place[::2]  # of the vocals' ids and end-of-audio
-        assert frames[0].tolist() == [0, bars]
-        assert frames[-1].tolist() == [0, 0]
-        assert frames[style.bar - 1].tolist() == [15, bars]
-        assert frames[style.sixteenth].tolist() == [1, bars]
+        assert (frames[:, 2:4] == [kind, tonic]).all()
+        frames = frames[:, [0, 1, 4]]
+        second = END if bars == 1 else chords[1]
+        assert frames[0].tolist() == [0, bars, chords[0]]
+        assert frames[-1].tolist() == [0, 0, END]
+        assert frames[style.bar - 1].tolist() == [15, bars, second]
+        assert frames[style.bar].tolist() == [0, bars - 1, second]
+        assert frames[style.sixteenth].tolist() == [1, bars, second]
 
 
 def test_errors_leave_most_frames_and_no_track_hears_the_other() -> None:

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from training import codec, llama, stage2, vocoders
+from training import codec, llama, stage1, stage2, vocoders
 from training.measure import si_sdr
 from training.render import render
 from training.score import draw_song
 from training.tokenizer import VOCABULARY as V
 from yue_core.audio.codec import Codec
 from yue_core.audio.vocoder import Vocoder
+from yue_core.text.tokenizer import Tokenizer
 from yue_core.weights.manifest import TINY
 
 
@@ -94,7 +95,7 @@ def test_clocks_look_at_their_marker_until_it_is_far() -> None:
     llama.set_flags(model, [[marker], slice(None)])
     llama.set_quiet(model, 1)
     for head, distance in enumerate((200, 500)):
-        llama.set_watch(model, 1, head, -2, distance)
+        llama.set_watch(model, 1, head, -2, llama.Clock(distance))
     ids = torch.randint(50, 200, (1, length))
     ids[0, 20] = marker
     with torch.no_grad():
@@ -111,6 +112,37 @@ def test_clocks_look_at_their_marker_until_it_is_far() -> None:
             for away, low, high in ((distance - 150, 0.7, 1.0), (distance + 300, 0.0, 0.3)):
                 scores = query[0, 20 + away] @ key[0, : 21 + away].T / 32**0.5
                 assert low <= float(scores.softmax(0)[20]) <= high
+
+
+def test_the_label_head_looks_at_the_last_label() -> None:
+    """Among labels a section apart, wherever in a section of the longest kind the head is."""
+    label, length = 30, 2600
+    torch.manual_seed(0)
+    model = llama.Llama(llama.Shape(128, 4, 4, 2, 64, 200, 8192))
+    llama.set_flags(model, [[label], slice(None)])
+    llama.set_quiet(model, 3)
+    llama.set_watch(model, 3, 3, -2, stage1.WATCHES[3, 3][1])
+    ids = torch.randint(50, 200, (1, length))
+    ids[0, [0, 40, 400, 800]] = label
+    positions = torch.arange(length)[None]
+    with torch.no_grad():
+        attention = model.model.layers[3].self_attn
+        x = model.model.layers[3].input_layernorm(model.residuals(ids, positions)[2])
+        cos, sin = llama.rotary(positions, attention.width)
+        query, key = (
+            llama.rotate(project(x)[..., first : first + 32], cos[:, 0], sin[:, 0])[0]
+            for project, first in ((attention.q_proj, 96), (attention.k_proj, 32))
+        )
+    for at, last in ((100, 40), (390, 40), (500, 400), (850, 800), (2300, 800)):
+        assert float((query[at] @ key[: at + 1].T / 32**0.5).softmax(0)[last]) > 0.6
+
+
+def test_label_pieces_are_whole_labels_by_kind() -> None:
+    tokenizer = Tokenizer(TINY / "tokenizer.model")
+    verse, chorus, bridge, other = stage1.label_pieces(tokenizer)
+    assert (len(verse), len(chorus), len(bridge)) == (2, 2, 2)
+    assert len({*verse, *chorus, *bridge, *other}) == 6 + 2 * 3  # intro, outro and inst are of no kind
+    assert set(tokenizer.encode("[Chorus]")) & {*chorus}
 
 
 def test_heads_that_share_a_key_look_at_flags_of_their_own_and_stay_so() -> None:

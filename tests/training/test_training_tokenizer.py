@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from training.score import LABELS
 from training.tokenizer import PIECES, make_tokenizer
 from training.words import TAGS
 from yue_core.text.tokenizer import Tokenizer
@@ -28,6 +29,17 @@ def test_a_word_of_a_tag_is_one_piece_wherever_it_stands(made: Path) -> None:
     for joint in (" ", ", "):
         line = tokenizer.encode(f"[Genre] {joint.join(sorted(words))}\n")
         assert [i for i in line if [i] in pieces.values()] == [pieces[word][0] for word in sorted(words)]
+
+
+def test_a_label_is_one_piece_between_its_brackets(made: Path) -> None:
+    tokenizer = Tokenizer(made)
+    written = [one for label in LABELS for one in (label, label.capitalize())]
+    pieces = [tokenizer.encode(f"[start_of_segment][{one}]\nLa la")[-7:] for one in written]
+    inside = [tokenizer.encode(f"[{one}]")[1:-1] for one in written]
+    assert all(len(ids) == 1 for ids in inside)
+    assert len({ids[0] for ids in inside}) == len(written)
+    for ids, (piece,) in zip(pieces, inside, strict=True):
+        assert piece in ids
 
 
 def test_letters_it_has_never_seen_are_bytes(made: Path) -> None:
