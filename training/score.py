@@ -38,10 +38,12 @@ SHAPES = (  # kinds of section in their order
     "verse chorus", "verse chorus verse", "verse chorus bridge", "intro verse chorus", "verse verse chorus",
     "chorus verse chorus", "verse chorus outro", "verse bridge chorus", "intro chorus", "verse chorus inst",
 )  # fmt: skip
-
-
 KINDS = tuple(DEGREES["major"])
-LABELS = tuple(sorted({label for shape in SHAPES for label in shape.split()}))
+LABELS = tuple(  # as they are written
+    written
+    for label in sorted({label for shape in SHAPES for label in shape.split()})
+    for written in (label, label.capitalize())
+)
 
 
 @dataclass(frozen=True)

@@ -168,8 +168,7 @@ def label_pieces(tokenizer: Tokenizer) -> list[list[int]]:
     """The pieces of each kind of section's labels, without the brackets."""
     pieces: dict[str, list[int]] = {kind: [] for kind in KINDS}
     for label in LABELS:
-        for written in (label, label.capitalize()):
-            pieces[kind_of(label)] += tokenizer.encode(f"[{written}]")[1:-1]
+        pieces[kind_of(label)] += tokenizer.encode(f"[{label}]")[1:-1]
     return [*pieces.values()]
 
 

@@ -40,7 +40,7 @@ def make_tokenizer(path: Path) -> None:
         ]
         lines += ["[start_of_segment]", "[end_of_segment]", "[start_of_reference]", "[end_of_reference]"]
     lines += KNOWN * [" ".join(word for values in TAGS.values() for words in values.values() for word in words)]
-    lines += KNOWN * [f"[{written}]" for label in LABELS for written in (label, label.capitalize())]
+    lines += KNOWN * [f"[{label}]" for label in LABELS]
     rng = np.random.default_rng(0)
     letters = list("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,'!?-0123456789")
     lines += ["".join(rng.choice(letters, 12)) for _ in range(300)]

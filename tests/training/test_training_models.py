@@ -88,6 +88,23 @@ def test_other_frames_of_a_state_have_that_state() -> None:
     assert {tuple(frame.tolist()) for frame in drawn[0].T} == {tuple(frame.tolist()) for frame in codes.T}
 
 
+@torch.no_grad()
+def looks(model: llama.Llama, layer: int, head: int, ids: torch.Tensor) -> torch.Tensor:
+    """How much a head looks at each of the ids [1, T], from each of them: [T, T]."""
+    positions = torch.arange(ids.shape[1])[None]
+    attention = model.model.layers[layer].self_attn
+    residuals = [model.model.embed_tokens(ids), *model.residuals(ids, positions)]
+    x = model.model.layers[layer].input_layernorm(residuals[layer])
+    cos, sin = llama.rotary(positions, attention.width)
+    width, key_head = attention.width, head // (attention.heads // attention.kv)
+    query, key = (
+        llama.rotate(project(x)[..., at * width : (at + 1) * width], cos[:, 0], sin[:, 0])[0]
+        for project, at in ((attention.q_proj, head), (attention.k_proj, key_head))
+    )
+    later = torch.ones(len(query), len(query), dtype=torch.bool).triu(1)
+    return (query @ key.T / width**0.5).masked_fill(later, -torch.inf).softmax(-1)
+
+
 def test_clocks_look_at_their_marker_until_it_is_far() -> None:
     marker, length = 40, 1200
     torch.manual_seed(0)
@@ -98,20 +115,10 @@ def test_clocks_look_at_their_marker_until_it_is_far() -> None:
         llama.set_watch(model, 1, head, -2, llama.Clock(distance))
     ids = torch.randint(50, 200, (1, length))
     ids[0, 20] = marker
-    with torch.no_grad():
-        attention, x = (
-            model.model.layers[1].self_attn,
-            model.model.layers[1].input_layernorm(model.residuals(ids, torch.arange(length)[None])[0]),
-        )
-        cos, sin = llama.rotary(torch.arange(length)[None], attention.width)
-        for head, distance in enumerate((200, 500)):
-            query, key = (
-                llama.rotate(project(x)[..., first : first + 32], cos[:, 0], sin[:, 0])
-                for project, first in ((attention.q_proj, 32 * head), (attention.k_proj, 0))
-            )
-            for away, low, high in ((distance - 150, 0.7, 1.0), (distance + 300, 0.0, 0.3)):
-                scores = query[0, 20 + away] @ key[0, : 21 + away].T / 32**0.5
-                assert low <= float(scores.softmax(0)[20]) <= high
+    for head, distance in enumerate((200, 500)):
+        looked = looks(model, 1, head, ids)
+        for away, low, high in ((distance - 150, 0.7, 1.0), (distance + 300, 0.0, 0.3)):
+            assert low <= float(looked[20 + away, 20]) <= high
 
 
 def test_the_label_head_looks_at_the_last_label() -> None:
@@ -124,17 +131,9 @@ def test_the_label_head_looks_at_the_last_label() -> None:
     llama.set_watch(model, 3, 3, -2, stage1.WATCHES[3, 3][1])
     ids = torch.randint(50, 200, (1, length))
     ids[0, [0, 40, 400, 800]] = label
-    positions = torch.arange(length)[None]
-    with torch.no_grad():
-        attention = model.model.layers[3].self_attn
-        x = model.model.layers[3].input_layernorm(model.residuals(ids, positions)[2])
-        cos, sin = llama.rotary(positions, attention.width)
-        query, key = (
-            llama.rotate(project(x)[..., first : first + 32], cos[:, 0], sin[:, 0])[0]
-            for project, first in ((attention.q_proj, 96), (attention.k_proj, 32))
-        )
+    looked = looks(model, 3, 3, ids)
     for at, last in ((100, 40), (390, 40), (500, 400), (850, 800), (2300, 800)):
-        assert float((query[at] @ key[: at + 1].T / 32**0.5).softmax(0)[last]) > 0.6
+        assert float(looked[at, last]) > 0.6
 
 
 def test_label_pieces_are_whole_labels_by_kind() -> None:
@@ -156,18 +155,7 @@ def test_heads_that_share_a_key_look_at_flags_of_their_own_and_stay_so() -> None
     llama.hold(model, 0, group=1)
     ids, positions = torch.randint(200, (1, 600)), torch.arange(600)[None]
     attention = model.model.layers[0].self_attn
-
-    def looks() -> list[torch.Tensor]:
-        x = model.model.layers[0].input_layernorm(model.model.embed_tokens(ids))
-        cos, sin = llama.rotary(positions, attention.width)
-        query, key = (
-            llama.rotate(project(x).unflatten(2, (-1, 32)).transpose(1, 2), cos, sin)[0]
-            for project in (attention.q_proj, attention.k_proj)
-        )
-        return [(query[head, -1] @ key[1].T / 32**0.5).softmax(0) for head in (2, 3)]
-
-    with torch.no_grad():
-        before = looks()
+    before = [looks(model, 0, head, ids)[-1] for head in (2, 3)]
     for found, seen in zip(before, (ids[0] < 100, ids[0] >= 150), strict=True):
         assert found[seen].sum() > 0.95
         assert found[seen].max() < 3 * found[seen].min()
