@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -89,10 +90,27 @@ def test_a_folder_goes_with_the_next_prediction(tmp_path, monkeypatch):
 
 def test_with_two_slots_files_of_the_other_slot_stay(tmp_path, monkeypatch):
     it = desk(tmp_path, monkeypatch, "2")
-    first = it.open()
+    (first,) = ThreadPoolExecutor(1).map(lambda _: it.open(), [0])
     files = [it.serve(REQUEST, None, None, lambda *_: None) for _ in range(9)]
     assert first.exists(), "its prediction still runs"
     assert sum(file.exists() for file in files) == 5, "four finished ones and the newest"
+
+
+def test_a_cancellation_hides_no_folder(tmp_path, monkeypatch):
+    """It may strike at any line, even where a folder was made and nobody was told."""
+    it = desk(tmp_path, monkeypatch)
+    make = tempfile.mkdtemp
+
+    def struck(**where):
+        Path(make(**where), "song.wav").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tempfile, "mkdtemp", struck)
+    with pytest.raises(KeyboardInterrupt):
+        it.open()
+    (hidden,) = it.root.iterdir()
+    monkeypatch.setattr(tempfile, "mkdtemp", make)
+    assert [it.open()] == [*it.root.iterdir()] != [hidden]
 
 
 def test_a_failed_prediction_leaves_no_folder_for_long(tmp_path, monkeypatch):
