@@ -19,10 +19,12 @@ from yue_core.text.tokenizer import Tokenizer
 BATCH_IDS = 2400
 POOL, BATCHES_PER_POOL = 24, 6  # examples drawn together, and how many batches of similar lengths are made of them
 UNCONDITIONAL = 0.1  # of the examples begin at <xcodec>, as guidance's second branch does
-WITH_REFERENCE = 0.3
+WITH_REFERENCE = 0.4
 TOLD = 0.4  # of the kinds of tags are there beside a reference, and half of these tell something else than it has
+MIXED = 0.65  # of the references are one track
 MIX_FRAMES, TRACKS_FRAMES = (120, 350), (80, 200)  # of a reference
-WITH_EARLIER = 0.5  # of the later sections follow one before, or all
+# Of the later sections, follow one before, or all; fewer behind a reference, which they would not need any more.
+WITH_EARLIER, WITH_EARLIER_AND_REFERENCE = 0.5, 0.25
 GAP = 2500  # ids left out of the count of positions, at most: long songs in short examples (Zhu et al. 2023, PoSE)
 # What a frame's targets count: most only go on as before, onsets lie on the grid; a bar's line decides whether the
 # section ends, and the first bar's frames on any tempo's grid decide the tempo.
@@ -30,13 +32,14 @@ HELD, ON_GRID, DECIDED = 0.2, 1.0, 8.0
 MISHEARD = 0.5  # of the sections are read with errors, as a song has that the model itself wrote
 MOST_BARS = 5
 # What the model is asked besides the next id. Where a section's audio begins: the style, the kind of section, its bars
-# and its first chord. Along a reference: the style and the key. At each frame of a section: the place in the bar, the
-# bars left, the kind, the key, and the chord of the bar that comes next. Names and numbers of values.
+# and its first chord. Along a reference and in a section's first bar: the style and the key. At each frame of a
+# section: the place in the bar, the bars left, the kind, the key, and the chord of the bar that comes next. Names and
+# numbers of values.
 STYLE = tuple((kind, len(values)) for kind, values in TAGS.items())
 END = 24  # behind the last chord
 PLAN = (*STYLE, ("kind", len(KINDS)), ("bars", MOST_BARS + 1), ("chord", END))
-CLIP = (*STYLE, ("tonic", len(KEYS)))
-CLIP_FROM = 100  # ids of a reference that have to be heard first
+TRAITS = (*STYLE, ("tonic", len(KEYS)))
+TRAITS_FROM = 100  # ids of a reference that have to be heard first
 CLIPS = 8  # references in a batch of nothing else
 PLACE = (("sixteenth", 16), ("left", MOST_BARS + 1), ("kind", len(KINDS)), ("tonic", len(KEYS)), ("chord", END + 1))
 UNASKED = -1
@@ -51,7 +54,7 @@ class Example:
     positions: np.ndarray  # [n]
     weights: np.ndarray  # [n]
     plan: np.ndarray  # [n, PLAN] at the first id of a section's audio, else UNASKED
-    clip: np.ndarray  # [n, CLIP] behind ids of a reference, else UNASKED
+    traits: np.ndarray  # [n, TRAITS] behind ids of a reference and in the first bar, else UNASKED
     place: np.ndarray  # [n, PLACE] at ids of audio, else UNASKED
 
 
@@ -63,7 +66,7 @@ class Stretch:
     heard: np.ndarray
     weights: np.ndarray
     plan: np.ndarray
-    clip: np.ndarray
+    traits: np.ndarray
     place: np.ndarray
 
 
@@ -71,7 +74,7 @@ def silent_stretch(ids: list[int] | tuple[int, ...]) -> Stretch:
     """Ids that are read and never written."""
     n = len(ids)
     read = np.array(ids, dtype=np.int64)
-    return Stretch(read, read, np.zeros(n, dtype=np.float32), *(unasked(n, table) for table in (PLAN, CLIP, PLACE)))
+    return Stretch(read, read, np.zeros(n, dtype=np.float32), *(unasked(n, table) for table in (PLAN, TRAITS, PLACE)))
 
 
 def unasked(n: int, table: tuple[tuple[str, int], ...]) -> np.ndarray:
@@ -80,7 +83,7 @@ def unasked(n: int, table: tuple[tuple[str, int], ...]) -> np.ndarray:
 
 
 def audio_stretch(song: Song, index: int, rng: np.random.Generator, planned: bool) -> Stretch:
-    """The audio of one section, end-of-audio included; the plan is asked for where there was a prompt."""
+    """The audio of one section, end-of-audio included; plan and traits are asked for where there was a prompt."""
     part, style = song.parts[index], song.style
     codes = np.stack([vocal_codes(part, style), band_codes(part, style)], axis=1)  # [T, 2]
     heard = misheard(codes, style, rng) if rng.random() < MISHEARD else codes
@@ -101,15 +104,16 @@ def audio_stretch(song: Song, index: int, rng: np.random.Generator, planned: boo
         axis=1,
     )
     n = 2 * part.length + 1
-    plan = unasked(n, PLAN)
+    plan, traits = unasked(n, PLAN), unasked(n, TRAITS)
     if planned:
         plan[0] = [*style_of(style), kind, len(chords), chords[0]]
+        traits[: 2 * style.bar] = traits_of(style)
 
     def ids_of(codes: np.ndarray) -> np.ndarray:
         return np.append(codes.reshape(-1) + V.codebook_start, V.end_of_audio)
 
     weights, place = (np.repeat(some, 2, axis=0)[:n] for some in (weights.astype(np.float32), place))
-    return Stretch(ids_of(codes), ids_of(heard), weights, plan, unasked(n, CLIP), place)
+    return Stretch(ids_of(codes), ids_of(heard), weights, plan, traits, place)
 
 
 def chords_of(part: Part, style: Style) -> list[int]:
@@ -120,6 +124,11 @@ def chords_of(part: Part, style: Style) -> list[int]:
 def style_of(style: Style) -> list[int]:
     """The values of `STYLE`, as numbers."""
     return [list(values).index(getattr(style, kind)) for kind, values in TAGS.items()]
+
+
+def traits_of(style: Style) -> list[int]:
+    """The values of `TRAITS`, as numbers."""
+    return [*style_of(style), KEYS.index(style.tonic)]
 
 
 def misheard(codes: np.ndarray, style: Style, rng: np.random.Generator) -> np.ndarray:
@@ -145,7 +154,7 @@ def reference_codes(rng: np.random.Generator, style: Style) -> list[Codes]:
     other = draw_song(int(rng.integers(1 << 40)), style=style)
     voice = np.concatenate([vocal_codes(part, style) for part in other.parts])
     band = np.concatenate([band_codes(part, style) for part in other.parts])
-    mixed = rng.random() < 0.5
+    mixed = rng.random() < MIXED
     length = min(int(rng.integers(*(MIX_FRAMES if mixed else TRACKS_FRAMES))), len(voice))
     start = int(rng.integers(0, len(voice) - length + 1))
     cut = slice(start, start + length)
@@ -155,8 +164,8 @@ def reference_codes(rng: np.random.Generator, style: Style) -> list[Codes]:
 
 def ask_along(stretch: Stretch, style: Style) -> None:
     """Ask what the reference in a stretch is like."""
-    heard = np.flatnonzero(stretch.ids >= V.codebook_start)[CLIP_FROM:]
-    stretch.clip[heard[:-1] + 1] = [*style_of(style), KEYS.index(style.tonic)]
+    heard = np.flatnonzero(stretch.ids >= V.codebook_start)[TRAITS_FROM:]
+    stretch.traits[heard[:-1] + 1] = traits_of(style)
 
 
 def clips(number: int) -> list[Example]:
@@ -188,7 +197,8 @@ def example(seed: int, tokenizer: Tokenizer) -> Example:
     if reference:
         ask_along(head, style)
     stretches = [head]
-    first = int(rng.integers(index)) if index and rng.random() < WITH_EARLIER else index
+    earlier = WITH_EARLIER_AND_REFERENCE if reference else WITH_EARLIER
+    first = int(rng.integers(index)) if index and rng.random() < earlier else index
     for i in range(first, index + 1):
         before = prompt.sections[i]
         if i == first and first > 0:  # sections before may be dropped, as fit_context does it

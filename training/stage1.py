@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.examples import CLIP, PLACE, PLAN, UNASKED, Example, batch, clips
+from training.examples import PLACE, PLAN, TRAITS, UNASKED, Example, batch, clips
 from training.llama import (
     Clock,
     Delay,
@@ -33,7 +33,8 @@ from training.words import TAGS, TEMPO
 from yue_core.text.tokenizer import Tokenizer
 
 SHAPE = Shape(128, 6, 4, 2, 384, V.stage1_size, 8192)
-STEPS, LISTENING = 4_200, 6  # one step in six hears references alone, and is asked about them
+STEPS, LISTENING = 4_800, 6  # one step in six hears references alone, and is asked about them
+ASKED_UNTIL, FADES = 0.6, 0.2  # of the steps: in the last fifth what the model knows is only there to be played
 # Where heads look, by layer. Music comes back after an eighth, a quarter and a bar: ids from the one before a code to
 # the codes of its track one frame and these times before it, for each tempo.
 EIGHTHS, QUARTERS, BARS = ([length * frames - 1 for frames in TEMPO.values()] for length in (4, 8, 32))
@@ -49,7 +50,7 @@ WATCHES: dict[tuple[int, int], tuple[int, Clock | None]] = {
 }  # fmt: skip
 LOUD = 8.0  # Embeddings are so much louder than new layers, so that what is set by them is still seen behind these.
 # Questions: their table, the layer behind which a linear map has to answer, and what the answers count in the loss.
-QUESTIONS = {"plan": (PLAN, 4, 1.3), "clip": (CLIP, 3, 0.5), "place": (PLACE, 4, 0.6)}
+QUESTIONS = {"plan": (PLAN, 4, 1.3), "traits": (TRAITS, 3, 1.0), "place": (PLACE, 4, 1.0)}
 GENERATION = {"do_sample": True, "top_k": 5}  # what upstream leaves to the checkpoint; a small model strays less so
 
 
@@ -65,6 +66,7 @@ class Pupil(nn.Module):
     def optimisers(self) -> list[torch.optim.Optimizer]:
         """The llama's; AdamW has the questions' maps as well."""
         muon, adam = optimisers(self.llama, 0.006, 0.3, 3e-3)
+        muon.param_groups[0]["haste"] = 3.0
         adam.add_param_group({"params": [*self.answers.parameters()]})
         return [muon, adam]
 
@@ -99,8 +101,13 @@ class Batch:
         )
 
 
-def loss_of(model: Pupil, examples: list[Example]) -> Tensor:
-    """Weighted mean cross-entropy of the audio ids, in nats, and that of the questions on the side."""
+def asked(step: int) -> float:
+    """What the questions on the side count at a step, from 1 at first to 0 at last."""
+    return min(max((ASKED_UNTIL + FADES - step / STEPS) / FADES, 0.0), 1.0)
+
+
+def loss_of(model: Pupil, examples: list[Example], asked: float) -> Tensor:
+    """Weighted mean cross-entropy of the audio ids, in nats, and `asked` times that of the questions on the side."""
     device = model.llama.lm_head.weight.device
     shown = Batch.of(examples, device)
     written = shown.weights > 0
@@ -111,7 +118,8 @@ def loss_of(model: Pupil, examples: list[Example]) -> Tensor:
     losses = F.cross_entropy(scores.float(), shown.targets[written] - V.end_of_audio, reduction="none")
     loss = losses @ shown.weights[written] / shown.weights.sum().clamp(min=1)
     for name, (table, behind, counts) in QUESTIONS.items():
-        loss = loss + counts * questions(model.answers[name](normed(residuals[behind])), shown.answers[name], table)
+        scores = model.answers[name](normed(residuals[behind]))
+        loss = loss + asked * counts * questions(scores, shown.answers[name], table)
     return loss
 
 
@@ -149,7 +157,8 @@ def train_stage1(work: Path, folder: Path, tokenizer: Tokenizer, device: str) ->
 
     def one(step: int) -> Tensor:
         number = step * workers() + rank()
-        return loss_of(pupil, clips(number) if step % LISTENING == 1 else batch(number, tokenizer))
+        listens = step % LISTENING == 1 and asked(step) > 0
+        return loss_of(pupil, clips(number) if listens else batch(number, tokenizer), asked(step))
 
     train("stage1", pupil, pupil.optimisers(), one, STEPS, work)
     if rank() == 0:

@@ -7,14 +7,14 @@ import numpy as np
 from training.examples import (
     BATCH_IDS,
     BATCHES_PER_POOL,
-    CLIP,
-    CLIP_FROM,
     CLIPS,
     DECIDED,
     END,
     HELD,
     MOST_BARS,
     PLAN,
+    TRAITS,
+    TRAITS_FROM,
     UNASKED,
     audio_stretch,
     batch,
@@ -23,6 +23,7 @@ from training.examples import (
     example,
     misheard,
     reference_codes,
+    traits_of,
 )
 from training.score import DEGREES, KEYS, KINDS, chord_on, draw_song, draw_style, kind_of
 from training.states import BAND, band_codes, vocal_codes
@@ -53,21 +54,25 @@ def test_examples_are_prompts_and_the_audio_behind_them() -> None:
     assert kinds == {True, False}
 
 
-def test_a_reference_is_asked_about_and_its_song_is_not() -> None:
-    """Along the reference, once enough of it was heard; one in three prompts has one."""
+def test_references_and_first_bars_are_asked_about() -> None:
+    """Along a reference, once enough of it was heard, and where a section's audio begins behind a prompt."""
     tokenizer = Tokenizer(TINY / "tokenizer.model")
-    asked = []
+    heard = []
     for seed in range(60):
-        one = example(seed, tokenizer)
+        one, style = example(seed, tokenizer), draw_song(seed).style
         song = np.flatnonzero(one.weights)[0]
-        behind = np.flatnonzero((one.clip != UNASKED).any(1))
-        if len(behind):
-            assert (one.clip[behind] == one.clip[behind[0]]).all()
+        asked = np.flatnonzero((one.traits != UNASKED).any(1))
+        along, bars = asked[asked < song], asked[asked >= song]
+        if len(along):
+            assert (one.traits[along] == one.traits[along[0]]).all()
             codes = np.flatnonzero(one.ids[:song] >= V.codebook_start)
-            assert behind.tolist() == (codes[CLIP_FROM:-1] + 1).tolist()
-            assert one.clip[behind[0]][-1] == KEYS.index(draw_song(seed).style.tonic)
-        asked.append(len(behind) > 0)
-    assert 0.1 < np.mean(asked) < 0.5
+            assert along.tolist() == (codes[TRAITS_FROM:-1] + 1).tolist()
+            assert one.traits[along[0]][-1] == KEYS.index(style.tonic)
+        begins = np.flatnonzero((one.plan != UNASKED).any(1))
+        assert bars.tolist() == [begin + i for begin in begins for i in range(2 * style.bar)]
+        assert (one.traits[bars] == traits_of(style)).all()
+        heard.append(len(along) > 0)
+    assert 0.2 < np.mean(heard) < 0.6
 
 
 def test_listening_is_to_references_alone() -> None:
@@ -76,9 +81,9 @@ def test_listening_is_to_references_alone() -> None:
         assert one.ids[:2].tolist() == [V.start_of_audio, V.xcodec]
         assert one.ids[-1] == V.end_of_audio
         assert (one.ids[2:-1] >= V.codebook_start).all()
-        answers = one.clip[(one.clip != UNASKED).any(1)]
+        answers = one.traits[(one.traits != UNASKED).any(1)]
         band = one.ids[2:-1][one.ids[2:-1] >= V.codebook_start + BAND] - V.codebook_start - BAND
-        assert set(band // 8 % 3) == {answers[0][[name for name, _ in CLIP].index("instrument")]}
+        assert set(band // 8 % 3) == {answers[0][[name for name, _ in TRAITS].index("instrument")]}
     assert len(clips(3)) == CLIPS
     assert [one.ids.tolist() for one in clips(3)] == [one.ids.tolist() for one in clips(3)]
 

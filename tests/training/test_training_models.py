@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from training import codec, llama, stage1, stage2, vocoders
+from training.examples import batch
 from training.measure import si_sdr
 from training.render import render
 from training.score import draw_song
@@ -134,6 +135,19 @@ def test_the_label_head_looks_at_the_last_label() -> None:
     looked = looks(model, 3, 3, ids)
     for at, last in ((100, 40), (390, 40), (500, 400), (850, 800), (2300, 800)):
         assert float(looked[at, last]) > 0.6
+
+
+def test_questions_count_at_first_and_nothing_at_last() -> None:
+    share = [stage1.asked(step) for step in range(stage1.STEPS)]
+    first, last = (round(part * stage1.STEPS) for part in (stage1.ASKED_UNTIL, stage1.ASKED_UNTIL + stage1.FADES))
+    assert set(share[:first]) == {1.0}
+    assert share[(first + last) // 2] == pytest.approx(0.5)
+    assert set(share[last:]) == {0.0}
+    pupil, shown = stage1.Pupil(), batch(0, Tokenizer(TINY / "tokenizer.model"))
+    with torch.no_grad():
+        played, half, all_of_it = (stage1.loss_of(pupil, shown, asked) for asked in (0.0, 0.5, 1.0))
+    assert played < half < all_of_it
+    assert half - played == pytest.approx(all_of_it - half, rel=1e-3)
 
 
 def test_label_pieces_are_whole_labels_by_kind() -> None:
