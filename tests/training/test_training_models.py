@@ -145,7 +145,7 @@ def test_questions_count_at_first_and_nothing_at_last() -> None:
     assert set(share[last:]) == {0.0}
     pupil, shown = stage1.Pupil(), batch(0, Tokenizer(TINY / "tokenizer.model"))
     with torch.no_grad():
-        played, half, all_of_it = (stage1.loss_of(pupil, shown, asked) for asked in (0.0, 0.5, 1.0))
+        played, half, all_of_it = (stage1.loss_of(pupil, shown, asked).item() for asked in (0.0, 0.5, 1.0))
     assert played < half < all_of_it
     assert half - played == pytest.approx(all_of_it - half, rel=1e-3)
 
