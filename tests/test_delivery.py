@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -90,26 +89,34 @@ def test_a_folder_goes_with_the_next_prediction(tmp_path, monkeypatch):
 
 def test_with_two_slots_files_of_the_other_slot_stay(tmp_path, monkeypatch):
     it = desk(tmp_path, monkeypatch, "2")
-    (first,) = ThreadPoolExecutor(1).map(lambda _: it.open(), [0])
+    first = it.open()
     files = [it.serve(REQUEST, None, None, lambda *_: None) for _ in range(9)]
     assert first.exists(), "its prediction still runs"
     assert sum(file.exists() for file in files) == 5, "four finished ones and the newest"
 
 
-def test_a_cancellation_hides_no_folder(tmp_path, monkeypatch):
-    """It may strike at any line, even where a folder was made and nobody was told."""
+@pytest.mark.parametrize("where", ["mkdtemp", "discard"])
+def test_a_cancellation_hides_no_folder(tmp_path, monkeypatch, where):
+    """It may strike where a folder was made and nobody was told, or where nothing was left but to say it is over."""
     it = desk(tmp_path, monkeypatch)
     make = tempfile.mkdtemp
 
-    def struck(**where):
-        Path(make(**where), "song.wav").touch()
+    class Struck(set):
+        def discard(self, _):
+            raise KeyboardInterrupt
+
+    def struck(**place):
+        make(**place)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tempfile, "mkdtemp", struck)
-    with pytest.raises(KeyboardInterrupt):
-        it.open()
+    with monkeypatch.context() as patch:
+        if where == "mkdtemp":
+            patch.setattr(tempfile, "mkdtemp", struck)
+        else:
+            it._running = Struck()
+        with pytest.raises(KeyboardInterrupt):
+            it.serve(REQUEST, None, None, lambda *_: None)
     (hidden,) = it.root.iterdir()
-    monkeypatch.setattr(tempfile, "mkdtemp", make)
     assert [it.open()] == [*it.root.iterdir()] != [hidden]
 
 

@@ -37,7 +37,7 @@ class Desk:
 
     Cog reads a returned file after `predict` is over. With one slot it has done so before the next prediction
     begins; with several, twice as many finished folders are kept, since another slot's upload may still run.
-    A thread that begins a prediction is done with its last one: no cancellation, wherever it strikes, hides a folder.
+    What is finished is what lies on the disk and does not run, so that no cancellation hides a folder.
     """
 
     def __init__(self, pipeline: Pipeline) -> None:
@@ -45,7 +45,7 @@ class Desk:
         self.pipeline = pipeline
         self.root = Path(tempfile.mkdtemp(prefix=FOLDER.format(os.getpid())))
         self._keep = 0 if concurrency() == 1 else 2 * concurrency()
-        self._newest: dict[int, Path] = {}  # of each thread that serves
+        self._running: set[Path] = set()
         self._lock = threading.Lock()
         atexit.register(shutil.rmtree, self.root, ignore_errors=True)
 
@@ -62,30 +62,37 @@ class Desk:
         """
         folder, progress = self.open(), current_progress()
         warnings: list[str] = []
-        earlier = read_song(song) if song else None
-        if earlier:
-            request, warnings = go_on(request, earlier, redo_section)
-        elif redo_section is not None:
-            raise RequestError("redo_section needs a song: give the file of an earlier one.")
-        songs = self.pipeline.generate(request, progress, earlier.tokens if earlier else None, redo_section)
-        profile = self.pipeline.files.name
-        file, worries = deliver(songs, request, profile, folder)
-        warnings = [*warnings, *songs[0].warnings, *worries]
-        for name, value in metrics(songs, file, warnings).items():
-            record_metric(name, value)
-        report(songs, file, profile, warnings)
-        return file
+        try:
+            earlier = read_song(song) if song else None
+            if earlier:
+                request, warnings = go_on(request, earlier, redo_section)
+            elif redo_section is not None:
+                raise RequestError("redo_section needs a song: give the file of an earlier one.")
+            songs = self.pipeline.generate(request, progress, earlier.tokens if earlier else None, redo_section)
+            profile = self.pipeline.files.name
+            file, worries = deliver(songs, request, profile, folder)
+            warnings = [*warnings, *songs[0].warnings, *worries]
+            for name, value in metrics(songs, file, warnings).items():
+                record_metric(name, value)
+            report(songs, file, profile, warnings)
+            return file
+        finally:
+            with self._lock:
+                self._running.discard(folder)
 
     def open(self) -> Path:
-        """A new empty folder for this thread; removes old ones."""
+        """A new empty folder; removes old ones."""
         remove_cogs_folders()
         try:
             with self._lock:
-                in_use = {folder for thread, folder in self._newest.items() if thread != threading.get_ident()}
-                finished = sorted(set(self.root.iterdir()) - in_use, key=lambda folder: folder.stat().st_mtime_ns)
+                if not self._keep:  # one slot: the last prediction is over, even if a cancellation struck its very end
+                    self._running.clear()
+                over = set(self.root.iterdir()) - self._running
+                finished = sorted(over, key=lambda folder: folder.stat().st_mtime_ns)
                 for folder in finished[: max(len(finished) - self._keep, 0)]:
                     shutil.rmtree(folder, ignore_errors=True)
-                folder = self._newest[threading.get_ident()] = Path(tempfile.mkdtemp(dir=self.root))
+                folder = Path(tempfile.mkdtemp(dir=self.root))
+                self._running.add(folder)
             return folder
         except OSError as error:
             raise MachineError("The server's disk is full or cannot be written; free some space.") from error
