@@ -92,7 +92,7 @@ def test_with_two_slots_files_of_the_other_slot_stay(tmp_path, monkeypatch):
     first = it.open()
     files = [it.serve(REQUEST, None, None, lambda *_: None) for _ in range(9)]
     assert first.exists(), "its prediction still runs"
-    assert sum(file.exists() for file in files) == 5, "four finished ones and the newest"
+    assert [file.exists() for file in files] == [False] * 4 + [True] * 5, "four finished ones and the newest"
 
 
 @pytest.mark.parametrize("where", ["mkdtemp", "discard"])

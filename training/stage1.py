@@ -106,8 +106,8 @@ def asked(step: int) -> float:
     return min(max((ASKED_UNTIL + FADES - step / STEPS) / FADES, 0.0), 1.0)
 
 
-def loss_of(model: Pupil, examples: list[Example], asked: float) -> Tensor:
-    """Weighted mean cross-entropy of the audio ids, in nats, and `asked` times that of the questions on the side."""
+def loss_of(model: Pupil, examples: list[Example], share: float) -> Tensor:
+    """Weighted mean cross-entropy of the audio ids, in nats, and `share` times that of the questions on the side."""
     device = model.llama.lm_head.weight.device
     shown = Batch.of(examples, device)
     written = shown.weights > 0
@@ -118,8 +118,8 @@ def loss_of(model: Pupil, examples: list[Example], asked: float) -> Tensor:
     losses = F.cross_entropy(scores.float(), shown.targets[written] - V.end_of_audio, reduction="none")
     loss = losses @ shown.weights[written] / shown.weights.sum().clamp(min=1)
     for name, (table, behind, counts) in QUESTIONS.items():
-        scores = model.answers[name](normed(residuals[behind]))
-        loss = loss + asked * counts * questions(scores, shown.answers[name], table)
+        answers = model.answers[name](normed(residuals[behind]))
+        loss = loss + share * counts * questions(answers, shown.answers[name], table)
     return loss
 
 
@@ -156,9 +156,9 @@ def train_stage1(work: Path, folder: Path, tokenizer: Tokenizer, device: str) ->
     pupil.to(device)
 
     def one(step: int) -> Tensor:
-        number = step * workers() + rank()
-        listens = step % LISTENING == 1 and asked(step) > 0
-        return loss_of(pupil, clips(number) if listens else batch(number, tokenizer), asked(step))
+        number, share = step * workers() + rank(), asked(step)
+        listens = step % LISTENING == 1 and share > 0
+        return loss_of(pupil, clips(number) if listens else batch(number, tokenizer), share)
 
     train("stage1", pupil, pupil.optimisers(), one, STEPS, work)
     if rank() == 0:

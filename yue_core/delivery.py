@@ -88,8 +88,8 @@ class Desk:
                 if not self._keep:  # one slot: the last prediction is over, even if a cancellation struck its very end
                     self._running.clear()
                 over = set(self.root.iterdir()) - self._running
-                finished = sorted(over, key=lambda folder: folder.stat().st_mtime_ns)
-                for folder in finished[: max(len(finished) - self._keep, 0)]:
+                newest_first = sorted(over, key=lambda folder: folder.stat().st_mtime_ns, reverse=True)
+                for folder in newest_first[self._keep :]:
                     shutil.rmtree(folder, ignore_errors=True)
                 folder = Path(tempfile.mkdtemp(dir=self.root))
                 self._running.add(folder)

@@ -138,14 +138,14 @@ def test_the_label_head_looks_at_the_last_label() -> None:
 
 
 def test_questions_count_at_first_and_nothing_at_last() -> None:
-    share = [stage1.asked(step) for step in range(stage1.STEPS)]
+    shares = [stage1.asked(step) for step in range(stage1.STEPS)]
     first, last = (round(part * stage1.STEPS) for part in (stage1.ASKED_UNTIL, stage1.ASKED_UNTIL + stage1.FADES))
-    assert set(share[:first]) == {1.0}
-    assert share[(first + last) // 2] == pytest.approx(0.5)
-    assert set(share[last:]) == {0.0}
+    assert set(shares[:first]) == {1.0}
+    assert shares[(first + last) // 2] == pytest.approx(0.5)
+    assert set(shares[last:]) == {0.0}
     pupil, shown = stage1.Pupil(), batch(0, Tokenizer(TINY / "tokenizer.model"))
     with torch.no_grad():
-        played, half, all_of_it = (stage1.loss_of(pupil, shown, asked).item() for asked in (0.0, 0.5, 1.0))
+        played, half, all_of_it = (stage1.loss_of(pupil, shown, share).item() for share in (0.0, 0.5, 1.0))
     assert played < half < all_of_it
     assert half - played == pytest.approx(all_of_it - half, rel=1e-3)
 
