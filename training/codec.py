@@ -19,21 +19,24 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import DacConfig, HubertConfig, XcodecConfig, XcodecModel
 
-from training.loop import rank, train, workers
+from training.loop import train
 from training.measure import RANGE, log_mel
 from training.songs import Corpus
 from training.states import STATES, state_vectors
 from yue_core.audio.codec import Codec
 
 RATE, HOP = 16_000, 320
-ACOUSTIC, SEMANTIC = 96, 64  # parts of a codebook vector
+ACOUSTIC, SEMANTIC = 120, 64  # parts of a codebook vector
 CHANNELS = 128  # of the innermost convolutions
 DOWN, UP = (2, 4, 5, 8), (8, 5, 4, 2)
 STRAIGHT = 1e-3  # Snake's alpha at which it is nearly the identity
 WEIGHTING = 0.6  # 0: every coefficient counts by its energy, 1: all alike
+EVENNESS = 0.8  # 0: every window counts by its energy, 1: all alike
+RARITY = 0.7  # 0: every state is drawn as often as songs have it, 1: all alike
 TRUST = 5.0  # scale of the semantic part: codebook 0 is chosen by it
 SHARPNESS = 6.0  # of the states' cross-entropy
 FILTERS = 192  # of the semantic branch's first convolution
+DECODER_LR = 6e-5  # low: a step's noise stays below what log-mel spectra hear
 
 
 def config() -> XcodecConfig:
@@ -111,6 +114,12 @@ def frames(waveform: Tensor) -> Tensor:
     return F.pad(waveform, (HOP // 2, HOP // 2)).unfold(0, 2 * HOP, HOP)
 
 
+def drawn(states: Tensor, count: int) -> Tensor:
+    """Indices [count] of some of the frames with these states [N], rare states more often than songs have them."""
+    chances = torch.bincount(states)[states].float() ** -RARITY
+    return torch.multinomial(chances, count, generator=torch.Generator().manual_seed(0))
+
+
 def set_transform(model: XcodecModel, windows: Tensor) -> None:
     """Write the transform, fitted to `windows` [N, 640] of music, into encoder and decoder."""
     cosines = lapped_cosines()
@@ -120,13 +129,16 @@ def set_transform(model: XcodecModel, windows: Tensor) -> None:
     weight = weight / weight.max()
     scale = float((spectra * weight).square().sum(1).mean() / spectra.square().sum(1).mean()) ** -0.5
     weight = weight * scale  # the weighted spectra have the waveform's energy
-    directions = torch.linalg.svd(spectra * weight, full_matrices=False)[2][:ACOUSTIC]  # [96, 320]
+    weighted = spectra * weight
+    loudness = weighted.square().sum(1, keepdim=True)
+    even = weighted * (loudness + 1e-3 * loudness.mean()) ** (-EVENNESS / 2)
+    directions = torch.linalg.svd(even, full_matrices=False)[2][:ACOUSTIC]  # [120, 320]
     _write_transform(model, (directions * weight) @ cosines.T, (directions / weight) @ cosines.T)
 
 
 @torch.no_grad()
 def _write_transform(model: XcodecModel, analysis: Tensor, synthesis: Tensor) -> None:
-    """`analysis` and `synthesis` [96, 640] as strided convolutions: the outer ones only deal samples to channels."""
+    """`analysis` and `synthesis` [120, 640] as strided convolutions: the outer ones only deal samples to channels."""
     encoder, decoder = model.acoustic_encoder, model.acoustic_decoder
     for module in [*encoder.modules(), *decoder.modules()]:
         if module.__class__.__name__ == "Snake1d":
@@ -175,7 +187,7 @@ def _write_transform(model: XcodecModel, analysis: Tensor, synthesis: Tensor) ->
 
 @torch.no_grad()
 def embeddings(model: XcodecModel, waveform: Tensor) -> Tensor:
-    """What the quantiser sees, [T, 160], of a waveform [320 T].
+    """What the quantiser sees, [T, 184], of a waveform [320 T].
 
     The acoustic encoder is linear, so its last convolution is applied to whole windows: the same, much faster.
     """
@@ -244,7 +256,6 @@ def train_decoder(model: XcodecModel, corpus: Corpus, written: list[Tensor], wor
     parameters = [*model.acoustic_decoder.parameters(), *model.fc2.parameters()]
 
     def loss_of(step: int) -> Tensor:
-        step = step * workers() + rank()
         waves, pieces = corpus.codes_batch(step, 6, 50, written)
         waves = torch.cat([waves, torch.zeros_like(waves[:2])]).to(device)  # silence has to stay silent
         pieces = torch.cat([pieces, torch.zeros_like(pieces[:2])]).to(device)
@@ -254,7 +265,7 @@ def train_decoder(model: XcodecModel, corpus: Corpus, written: list[Tensor], wor
         made = model.acoustic_decoder(model.fc2(quantised.mT).mT)[:, 0]
         return audio_loss(made[:, HOP:-HOP], waves[:, HOP:-HOP], RATE)
 
-    train("decoder", model, [torch.optim.AdamW(parameters, 2.5e-4, betas=(0.8, 0.99))], loss_of, steps, work)
+    train("decoder", model, [torch.optim.AdamW(parameters, DECODER_LR, betas=(0.8, 0.99))], loss_of, steps, work)
 
 
 def audio_loss(made: Tensor, true: Tensor, rate: int) -> Tensor:

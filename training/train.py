@@ -14,7 +14,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from training import codec, stage1, stage2, vocoders
-from training.loop import rank
 from training.render import render
 from training.score import draw_song
 from training.songs import Corpus
@@ -24,12 +23,13 @@ from yue_core.text.tokenizer import Tokenizer
 from yue_core.weights.manifest import TINY
 
 ROOT = Path(__file__).resolve().parents[1]
-FIRST_SEED, SONGS = 1_000_000, 100  # of the audio models' corpus
+FIRST_SEED, SONGS = 1_000_000, 300  # of the audio models' corpus
 CODES = "codes.pt"
-CODED_SONGS = 1000  # that stage 2 learns from, the corpus among them: it knows a hundred by heart
-SEMANTIC_STEPS, DECODER_STEPS, VOCODER_STEPS = 900, 700, 1200
+CODED_SONGS = 1000  # that stage 2 learns from, the corpus among them: it knows some by heart
+SEMANTIC_STEPS, DECODER_STEPS, VOCODER_STEPS = 900, 1900, 1200
+WINDOWS, VECTORS = 40_000, 120_000  # that the codec's transform and codebooks are fitted to
 WORKERS = 2  # of the costly parts on a CPU, one thread each: faster than one worker with more threads
-SHARED = ("stage1", "stage2", "decoder")
+SHARED = ("stage1", "stage2")
 TAG_LIST = {  # names that upstream's list of tags has, and what our songs have for them
     "genre": "drums", "instrument": "instrument", "mood": "mode", "gender": "voice", "timbre": "timbre",
     "tempo": "sixteenth",
@@ -58,11 +58,11 @@ def make_codec(work: Path, out: Path, device: str) -> None:
     codec.train_semantic(model, songs, work, SEMANTIC_STEPS)
     model = model.cpu()
     frames = torch.cat([codec.frames(wave) for wave in songs.waves])
-    order = torch.randperm(len(frames), generator=torch.Generator().manual_seed(0))
-    codec.set_transform(model, frames[order[:40_000]])
+    states = torch.cat(songs.states)
+    chosen = codec.drawn(states, VECTORS)
+    codec.set_transform(model, frames[chosen[:WINDOWS]])
     vectors = torch.cat([codec.embeddings(model, wave) for wave in songs.waves])
-    order = order[:60_000]
-    codec.set_codebooks(model, vectors[order], torch.cat(songs.states)[order])
+    codec.set_codebooks(model, vectors[chosen], states[chosen])
     codec.save_codec(model, out / "xcodec")
 
 
@@ -96,8 +96,7 @@ def run(part: str, work: Path, out: Path, device: str) -> None:
     elif part == "decoder":
         model = codec.load_codec(out / "xcodec").to(device)
         codec.train_decoder(model, corpus(codec.RATE), song_codes(work), work, DECODER_STEPS)
-        if rank() == 0:
-            codec.save_codec(model, out / "xcodec")
+        codec.save_codec(model, out / "xcodec")
     else:
         model = codec.load_codec(out / "xcodec")
         vectors = [model.quantizer.decode(codes[:, None])[0].T for codes in song_codes(work)[: 2 * SONGS]]

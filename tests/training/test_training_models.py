@@ -31,6 +31,26 @@ def test_the_codec_begins_as_a_transform_that_gives_the_sound_back() -> None:
         assert si_sdr(made.numpy(), wave.numpy()) > 12
 
 
+def test_the_transform_keeps_what_is_quiet() -> None:
+    """A tone at a hundredth of the level of noise that fills every direction."""
+    rng = torch.Generator().manual_seed(0)
+    noise = torch.randn(320 * 2000, generator=rng)
+    tone = 0.01 * torch.sin(2 * torch.pi * 440 / codec.RATE * torch.arange(320 * 2000))
+    model = codec.new_codec()
+    codec.set_transform(model, torch.cat([codec.frames(wave) for wave in (noise, tone)]))
+    tone = tone[: 320 * 50]
+    with torch.no_grad():
+        made = model.acoustic_decoder(model.acoustic_encoder(tone[None, None]))[0, 0]
+    assert si_sdr(made[320:-320].numpy(), tone[320:-320].numpy()) > 15
+
+
+def test_frames_of_rare_states_are_drawn_more_often_than_songs_have_them() -> None:
+    states = torch.tensor([1] * 9000 + [2] * 1000)[torch.randperm(10_000, generator=torch.Generator().manual_seed(1))]
+    chosen = codec.drawn(states, 500)
+    assert len(set(chosen.tolist())) == 500
+    assert 0.25 < (states[chosen] == 2).float().mean() < 0.45  # 0.34 expected, 0.1 of the frames
+
+
 def test_the_vocoder_begins_as_a_linear_map() -> None:
     """A context of one frame, mapped to one cosine, sounds as that cosine; nothing sounds as nothing."""
     size = vocoders.KERNEL * vocoders.CONFIG.input_channels
