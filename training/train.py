@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from training import codec, stage1, stage2, vocoders
+from training.evaluate import evaluate
 from training.render import render
 from training.score import draw_song
 from training.songs import Corpus
@@ -121,7 +122,7 @@ def run_shared(part: str, arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Train all parts, or some."""
+    """Train all parts, or some; a whole profile in its place is measured at the end."""
     it = argparse.ArgumentParser(prog="scripts/train_tiny", description=__doc__)
     it.add_argument("--work", type=Path, default=ROOT / "build" / "train_tiny", help="checkpoints and logs")
     it.add_argument("--out", type=Path, default=TINY, help="the profile's folder")
@@ -142,6 +143,8 @@ def main() -> None:
             run_shared(part, arguments)
         else:
             run(part, arguments.work, arguments.out, arguments.device)
+    if arguments.only == PARTS and arguments.out == TINY:
+        evaluate()
 
 
 if __name__ == "__main__":
